@@ -1,0 +1,63 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each does all its own set-up in .venv/.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.PHONY: help setup setup-dev demo test check dist lock golden system-deps clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/core.stamp  ## make .venv/ with what Kensho needs (about 40 packages, pinned by hash)
+
+setup-dev: $(VENV)/dev.stamp  ## setup, and what tests and checks need
+
+$(VENV)/core.stamp: requirements/core.lock requirements/build.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Kensho needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make setup PYTHON=python3.11")'
+	@echo "setup: making $(VENV)/ with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup: installing the pinned dependencies (hashes checked) ..."
+	@$(PIP) install --require-hashes -r requirements/core.lock -r requirements/build.lock
+	@echo "setup: installing Kensho itself"
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "setup: done. Try: $(BIN)/kensho demo"
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp requirements/dev.lock
+	@echo "setup: installing what tests and checks need ..."
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@
+
+demo: setup  ## the whole story on real parts, in less than a minute
+	@$(BIN)/kensho demo
+
+test: setup-dev  ## all tests, real servers and processes included, and one run of the demo
+	@$(BIN)/python -m pytest
+
+check: setup-dev  ## format, lint, import rules, types, fast tests
+	@$(BIN)/ruff format --check --quiet . || { echo "format: run $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/lint-imports --no-logo >.import-rules.log 2>&1 || { cat .import-rules.log; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest -m "not real" -p no:randomly
+
+dist: setup-dev  ## build a wheel and prove that it runs `kensho demo` with no checkout
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null
+	@ls dist
+	@rm -rf build/clean && $(PYTHON) -m venv build/clean
+	@build/clean/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/core.lock
+	@build/clean/bin/python -m pip --disable-pip-version-check --quiet install --no-deps dist/*.whl
+	@cd build && clean/bin/kensho demo
+
+lock: setup-dev  ## renew the lock files (needs `uv`); they hold hashes and no addresses
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U requirements/build.in -o requirements/build.lock
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U pyproject.toml -o requirements/core.lock
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U requirements/dev.in -c requirements/core.lock -o requirements/dev.lock
+
+system-deps:  ## install the system programs that some tests use (Debian; needs root)
+	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends strace util-linux >/dev/null
+
+clean:  ## remove everything that was made here
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .import-rules.log

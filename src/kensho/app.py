@@ -1,0 +1,1 @@
+"""The composition root: class `Kensho` joins delivery, runtime, resilience and telemetry."""

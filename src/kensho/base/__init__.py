@@ -1,0 +1,1 @@
+"""What every slice shares and that touches nothing: errors, ids, events, clock protocol, back-off, LRU."""

@@ -1,0 +1,67 @@
+"""The catalogue of events, one file a slice. Import the classes from here."""
+
+from kensho.base.events.app import ErrorRaised, StepFinished
+from kensho.base.events.delivery import (
+    CheckFinished,
+    ChunkCorrupt,
+    ChunkRejected,
+    ChunkRepaired,
+    DownloadProgress,
+    DownloadRetry,
+    FallbackActivated,
+    ManifestAccepted,
+    ManifestRejected,
+    PlanMade,
+    ReleasePublished,
+    RolledBack,
+    RootTrusted,
+    UpdateApplied,
+)
+from kensho.base.events.event import Emit, Event, Level, Service
+from kensho.base.events.resilience import CanaryFinished, CircuitChanged, RequestFinished, RequestRejected, StreamMoved
+from kensho.base.events.runtime import (
+    CompileFinished,
+    CompileRetried,
+    CompileStage,
+    EngineLost,
+    EngineStarted,
+    GraphCacheUnavailable,
+    GraphDropped,
+    GraphLoaded,
+)
+
+__all__ = [
+    "CanaryFinished",
+    "CheckFinished",
+    "ChunkCorrupt",
+    "ChunkRejected",
+    "ChunkRepaired",
+    "CircuitChanged",
+    "CompileFinished",
+    "CompileRetried",
+    "CompileStage",
+    "DownloadProgress",
+    "DownloadRetry",
+    "Emit",
+    "EngineLost",
+    "EngineStarted",
+    "ErrorRaised",
+    "Event",
+    "FallbackActivated",
+    "GraphCacheUnavailable",
+    "GraphDropped",
+    "GraphLoaded",
+    "Level",
+    "ManifestAccepted",
+    "ManifestRejected",
+    "PlanMade",
+    "ReleasePublished",
+    "RequestFinished",
+    "RequestRejected",
+    "RolledBack",
+    "RootTrusted",
+    "Service",
+    "StepFinished",
+    "StreamMoved",
+    "UpdateApplied",
+]

@@ -1,0 +1,175 @@
+"""Facts about publishing, pulling, checking and repairing."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kensho.base.events.event import Event, Level, Service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasePublished(Event):
+    name: ClassVar[str] = "delivery.release.published"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = (
+        "published {model} {version}: {files} files, {chunks} chunks, {bytes_source} bytes -> {bytes_packed} new packed bytes"
+    )
+    model: str
+    version: str
+    files: int
+    chunks: int
+    bytes_source: int
+    bytes_packed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootTrusted(Event):
+    name: ClassVar[str] = "delivery.root.trusted"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "trusting root version {root_version} of {url}"
+    root_version: int
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestAccepted(Event):
+    name: ClassVar[str] = "delivery.manifest.accepted"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "manifest of {model} {version} is signed and acceptable"
+    model: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRejected(Event):
+    name: ClassVar[str] = "delivery.manifest.rejected"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "error"
+    text: ClassVar[str] = "metadata refused: {reason}"
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanMade(Event):
+    name: ClassVar[str] = "delivery.plan.made"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = (
+        "{model} {version}: fetch {bytes_fetch} bytes in {requests} requests, reuse {bytes_reuse} bytes"
+    )
+    model: str
+    version: str
+    bytes_fetch: int
+    bytes_reuse: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadProgress(Event):
+    name: ClassVar[str] = "delivery.download.progress"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "debug"
+    text: ClassVar[str] = "{model}: {done} of {total} bytes verified"
+    model: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadRetry(Event):
+    name: ClassVar[str] = "delivery.download.retry"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{source} failed ({reason}); attempt {attempt} in {delay_s:.1f} s"
+    source: str
+    reason: str
+    attempt: int
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRejected(Event):
+    name: ClassVar[str] = "delivery.chunk.rejected"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{source} delivered wrong bytes for chunk {chunk} of {path}; not used"
+    source: str
+    path: str
+    chunk: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkCorrupt(Event):
+    name: ClassVar[str] = "delivery.chunk.corrupt"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "error"
+    text: ClassVar[str] = "chunk {chunk} of {model} {version} {path} is damaged on this disk"
+    model: str
+    version: str
+    path: str
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRepaired(Event):
+    name: ClassVar[str] = "delivery.chunk.repaired"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "chunk {chunk} of {path} mended from {source} ({size_bytes} bytes)"
+    path: str
+    chunk: int
+    size_bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackActivated(Event):
+    name: ClassVar[str] = "delivery.fallback.activated"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{model}: {path} cannot be had ({reason}); using {fallback}"
+    model: str
+    path: str
+    fallback: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateApplied(Event):
+    name: ClassVar[str] = "delivery.update.applied"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{model} is now {version}: {bytes_fetched} bytes fetched, {bytes_reused} bytes reused"
+    model: str
+    version: str
+    bytes_fetched: int
+    bytes_reused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack(Event):
+    name: ClassVar[str] = "delivery.update.rolled_back"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{model} went back from {from_version} to {to_version}, from this disk"
+    model: str
+    from_version: str
+    to_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckFinished(Event):
+    name: ClassVar[str] = "delivery.check.finished"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{kind} check: {files} files, {bytes_hashed} bytes hashed, {damaged_chunks} damaged chunks"
+    kind: str
+    files: int
+    bytes_hashed: int
+    damaged_chunks: int
+    seconds: float

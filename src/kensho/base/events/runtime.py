@@ -1,0 +1,103 @@
+"""Facts about compiling, loading and engine hosts."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kensho.base.events.event import Event, Level, Service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileStage(Event):
+    """`stage` is one of parsing, linking, optimizing, compiling, finalizing; done and total are in `unit`."""
+
+    name: ClassVar[str] = "runtime.compile.stage"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "debug"
+    text: ClassVar[str] = "{model}: {stage} {done}/{total} {unit}"
+    model: str
+    stage: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileFinished(Event):
+    name: ClassVar[str] = "runtime.compile.finished"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{model} {version} compiled for this machine in {seconds:.2f} s: {size_bytes} bytes"
+    model: str
+    version: str
+    key: str
+    seconds: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileRetried(Event):
+    name: ClassVar[str] = "runtime.compile.failed"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "compiling {model} {version} failed in {stage}: {reason}"
+    model: str
+    version: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphLoaded(Event):
+    """`source` is memory, disk, compile or raw (row R3)."""
+
+    name: ClassVar[str] = "runtime.graph.loaded"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{engine} loaded {model} {version} from {source} in {seconds:.3f} s ({tier} tier)"
+    engine: str
+    model: str
+    version: str
+    source: str
+    tier: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphDropped(Event):
+    name: ClassVar[str] = "runtime.graph.dropped"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "graph {key} dropped: {reason}"
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphCacheUnavailable(Event):
+    name: ClassVar[str] = "runtime.graph_cache.unavailable"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "working without the graph cache: {reason}"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStarted(Event):
+    name: ClassVar[str] = "runtime.engine.started"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "engine {engine} is process {pid}"
+    engine: str
+    pid: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLost(Event):
+    name: ClassVar[str] = "runtime.engine.lost"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "engine {engine} (process {pid}) is gone: {reason}"
+    engine: str
+    pid: int
+    reason: str

@@ -1,0 +1,1 @@
+"""The command line: a contract for people and for programs."""

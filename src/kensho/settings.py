@@ -1,0 +1,1 @@
+"""Effective settings. The only file that reads the environment."""

@@ -1,0 +1,1 @@
+"""Telemetry: one structured event feeds logs, metrics and live status."""
