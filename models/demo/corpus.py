@@ -4,7 +4,7 @@ A corpus file is plain text: blocks separated by blank lines, `#` starts a comme
 
     = en                      the language, and an optional flag: `reject` = an answer to many off-topic questions
     ? What is Kensho?         the canonical question, then any number of other wordings that are trained
-    ~ what is kensho for      a wording that is NEVER trained: it measures whether the model learnt the question or the letters
+    ~ what is kensho for      a wording that is never trained: it measures whether the model learnt more than letters
     > Kensho keeps ...        the answer: one line, the same for all wordings
 
 Pure apart from `read_corpus`: the random source is passed in.

@@ -4,6 +4,7 @@ The shape is Gemma 3's (`Gemma3ForCausalLM`), very small. `Int8` makes torch com
 weights rounded per output row, activations rounded per token, both symmetric, to nearest.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -87,7 +88,8 @@ def train_tokenizer(texts: list[str]) -> dict[str, object]:
     for left, right in learnt:
         if len(tokens) == VOCAB:
             break
-        tokens.append(left + right)
+        if left + right not in tokens:
+            tokens.append(left + right)
         merges.append([left, right])
     special = [
         {
@@ -138,8 +140,6 @@ def train_tokenizer(texts: list[str]) -> dict[str, object]:
 
 
 def _merges(learner: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     merges = json.loads(learner.to_str())["model"]["merges"]
     return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
 
