@@ -1,5 +1,6 @@
-"""What an event is. The catalogue beside this file lists every fact that Kensho reports, as frozen data. Logs, metrics, progress bars and the live status
-are all made from these objects, so they cannot disagree.
+"""What an event is. The catalogue beside this file lists every fact that Kensho reports, as frozen data.
+
+Logs, metrics, progress bars and the live status are all made from these objects, so they cannot disagree.
 
 Each class fixes its dotted `name`, `service`, `level` and `text` (a sentence for people, filled from the fields).
 Fields are plain values with their unit in the name. No secrets, no prompts, no answers: never user content.
