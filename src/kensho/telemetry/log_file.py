@@ -51,14 +51,19 @@ class LogFile:
 
     def _open(self) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        while True:
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fcntl.flock(fd, fcntl.LOCK_SH)  # "somebody writes here": such a file is not compressed or removed
+            if _is_same_file(fd, self.path):
+                return fd
+            os.close(fd)  # rotated away between open and lock
 
     def _rotate(self) -> None:
         """Rename the full file away; whoever holds the lock does it, the others just open the new one."""
         with (self._folder / ".rotate.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
-                if self.path.stat().st_ino == os.fstat(self._fd).st_ino:
+                if _is_same_file(self._fd, self.path) and os.fstat(self._fd).st_size >= self._max_bytes:
                     rotated = self._rotated()
                     self.path.rename(self._folder / f"kensho-{_number(rotated[-1]) + 1 if rotated else 1}.jsonl")
                     self._tidy()
@@ -68,19 +73,30 @@ class LogFile:
             os.close(fresh)
 
     def _tidy(self) -> None:
-        """Compress all but the newest rotated file (another process may still write to that), remove the oldest."""
+        """Compress the rotated files and remove the oldest; a file that somebody still writes to waits its turn."""
         rotated = self._rotated()
         for old in rotated[: -self._keep]:
             old.unlink(missing_ok=True)
-        for old in rotated[-self._keep : -1]:
-            if old.suffix != ".gz":
-                packed = old.with_name(old.name + ".gz")
-                with old.open("rb") as source, gzip.open(packed, "wb", compresslevel=1) as target:
+        for old in rotated[-self._keep :]:
+            if old.suffix == ".gz":
+                continue
+            packed = old.with_name(old.name + ".gz")
+            with old.open("rb") as source, contextlib.suppress(BlockingIOError):
+                fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with gzip.open(packed, "wb", compresslevel=1) as target:
                     shutil.copyfileobj(source, target)
                 old.unlink()
 
     def _rotated(self) -> list[Path]:
         return sorted(self._folder.glob("kensho-*.jsonl*"), key=_number)
+
+
+def _is_same_file(fd: int, path: Path) -> bool:
+    try:
+        at_path, at_fd = path.stat(), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (at_path.st_dev, at_path.st_ino) == (at_fd.st_dev, at_fd.st_ino)
 
 
 def _number(path: Path) -> int:

@@ -12,7 +12,7 @@ class ReleasePublished(Event):
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
     text: ClassVar[str] = (
-        "published {model} {version}: {files} files, {chunks} chunks, {bytes_source} bytes; {bytes_packed} bytes are new"
+        "published {model} {version}: {files} files, {chunks} chunks, {bytes_source} bytes, {bytes_packed} packed"
     )
     model: str
     version: str
