@@ -1,1 +1,144 @@
-"""Effective settings. The only file that reads the environment."""
+"""Effective settings: command line over environment over configuration file over defaults.
+
+The only file that reads the environment. A configuration file is TOML with the names of `Settings` as keys (times in
+seconds); an unknown key or a value of the wrong kind is refused by name, so that a typing error never silently means
+"default".
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from kensho.base.clock import Seconds
+from kensho.base.errors import UsageError
+
+TierChoice = Literal["auto", "raw", "mapped", "mixed", "packed"]
+StandbyChoice = Literal["hot", "on_demand"]
+
+MAX_CONFIG_BYTES = 64 * 1024
+
+_CHILD_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "TZ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be chosen. Units are in the names."""
+
+    store: Path
+    """Folder of the store: one per machine, shared by several applications."""
+    network: bool = True
+    """False: no connection is ever tried; what needs one fails with exit code 7."""
+    proxy: str | None = None
+    """Proxy URL for http(s) sources."""
+    connections: int = 4
+    """Parallel range requests of a pull, 1 to 16."""
+    tier: TierChoice = "auto"
+    """raw = exact, from the delivered weights; mapped = int8 read in place; packed = int8 prepacked in memory."""
+    standby: StandbyChoice = "hot"
+    """hot = a second engine host is loaded beside the first; on_demand = it is started when the first fails."""
+    threads: int = 0
+    """Threads of one engine host; 0 = as many as this process may use, at most 4."""
+    max_context: int = 2048
+    """Tokens of prompt and answer together, 16 to 32768; bounded by the model's own limit."""
+    inactivity_s: Seconds = 30.0
+    """An engine that makes no token for so long is taken for hung, and its process is killed."""
+    start_timeout_s: Seconds = 60.0
+    """A host that is not ready after so long is killed."""
+    restart_wait_s: Seconds = 5.0
+    """How long a circuit waits before it starts a crashed engine again."""
+    open_s: Seconds = 60.0
+    """How long a circuit stays open at first; doubles each time, up to 15 minutes."""
+    canary_timeout_s: Seconds = 5.0
+    """Strict time-out of the half-open test."""
+    graph_cache_bytes: int = 8 << 30
+    """Bound of the graph cache on disk."""
+    allow_faults: bool = False
+    """Engine hosts accept `kensho fault` (rehearsal of failures)."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    child_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The environment that child processes get: chosen variables only."""
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "tier": get_args(TierChoice),
+    "standby": get_args(StandbyChoice),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "connections": (1, 16),
+    "threads": (0, 256),
+    "max_context": (16, 32768),
+    "inactivity_s": (0.05, 3600),
+    "start_timeout_s": (0.1, 3600),
+    "restart_wait_s": (0, 3600),
+    "open_s": (0, 3600),
+    "canary_timeout_s": (0.01, 60),
+    "graph_cache_bytes": (0, 1 << 50),
+}
+
+
+def load_settings(overrides: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from `overrides` (None = not given), the environment and the file named by override `config`.
+
+    Raises UsageError for an unknown name, a value of the wrong kind or out of range, or a file that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    given = {key: value for key, value in overrides.items() if value is not None and key != "config"}
+    config = overrides.get("config") or environ.get("KENSHO_CONFIG")
+    from_file = _read_config(Path(str(config))) if config else {}
+    values: dict[str, object] = {"store": _default_store(environ), "proxy": _proxy(environ)}
+    values |= from_file | ({"store": environ["KENSHO_STORE"]} if environ.get("KENSHO_STORE") else {}) | given
+    for key, value in values.items():
+        _check(key, value)
+    values["store"] = Path(str(values["store"])).expanduser().absolute()
+    values["child_env"] = {key: environ[key] for key in _CHILD_VARIABLES if key in environ}
+    return Settings(**values)  # type: ignore[arg-type]  # every value was checked against its field
+
+
+def wants_color(environ: Mapping[str, str] | None = None) -> bool:
+    """False when NO_COLOR is set to anything (no-color.org) or the terminal is dumb."""
+    environ = os.environ if environ is None else environ
+    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def _default_store(environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME") or "."
+    return str(Path(environ.get("XDG_DATA_HOME") or Path(home) / ".local" / "share") / "kensho")
+
+
+def _proxy(environ: Mapping[str, str]) -> str | None:
+    names = ("https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "ALL_PROXY")
+    return next((environ[name] for name in names if environ.get(name)), None)
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise UsageError(f"configuration file {path} is larger than 64 KiB", advice="give another file")
+        return tomllib.loads(data.decode())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"configuration file {path} cannot be read: {error}", advice="mend it or give another"
+        ) from error
+
+
+def _check(key: str, value: object) -> None:
+    names = {f.name: f.type for f in fields(Settings) if f.name != "child_env"}
+    if key not in names:
+        raise UsageError(f"unknown setting {key!r}", advice="known are: " + ", ".join(names))
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise UsageError(f"setting {key} cannot be {value!r}", advice="use one of: " + ", ".join(_CHOICES[key]))
+    if key in _RANGES:
+        low, high = _RANGES[key]
+        wanted = (int,) if names[key] in (int, "int") else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted) or not low <= value <= high:
+            raise UsageError(f"setting {key} cannot be {value!r}", advice=f"use a number from {low:g} to {high:g}")
+    elif names[key] in (bool, "bool") and not isinstance(value, bool):
+        raise UsageError(f"setting {key} cannot be {value!r}", advice="use true or false")
+    elif key in ("store", "proxy") and not isinstance(value, str | Path | None):
+        raise UsageError(f"setting {key} cannot be {value!r}", advice="use text")

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kensho.base.errors import ConfigError, TrustError
+from kensho.base.errors import TrustError, UsageError
 from kensho.base.ids import check_file_path, check_file_paths, check_name, digest_of, parse_digest
 
 
@@ -42,5 +42,5 @@ def test_ordinary_paths_pass() -> None:
 def test_any_text_is_a_name_or_a_clear_refusal(text: str) -> None:
     try:
         assert check_name(text, "model name") == text
-    except ConfigError as error:
+    except UsageError as error:
         assert error.advice

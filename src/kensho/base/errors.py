@@ -168,6 +168,18 @@ class ConfigError(KenshoError):
     code = "config"
 
 
+class UsageError(ConfigError):
+    """An argument or a setting that makes no sense; the command was not begun."""
+
+    code = "usage"
+
+
+class PortInUse(ConfigError):
+    """Another program listens there."""
+
+    code = "port_in_use"
+
+
 class NotInstalled(ConfigError):
     """No such model (or version) in the store."""
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import NewType
 
-from kensho.base.errors import ConfigError, TrustError
+from kensho.base.errors import TrustError, UsageError
 
 Digest = NewType("Digest", str)
 """SHA-256 as 64 lower-case hexadecimal digits."""
@@ -41,7 +41,7 @@ def digest_of(data: bytes | memoryview) -> Digest:
 def check_name(name: str, what: str) -> str:
     """`name` if it can be a model name or a version: 1-64 of letters, digits, `.`, `_`, `-`, not a device name."""
     if not _NAME.match(name) or _DEVICE.match(name) or name.endswith("."):
-        raise ConfigError(
+        raise UsageError(
             f"{what} {name[:80]!r} cannot be used",
             advice="use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
         )
