@@ -1,0 +1,46 @@
+"""What this machine's processor can do, as far as it decides the form of a compiled graph. Linux on any CPU.
+
+`read_machine` is the edge; `parse_cpu_features` is pure. Only instructions that the integer kernels choose by are
+kept: the full list changes with the kernel version and would make the graph key volatile.
+"""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+_X86 = ("sse4_1", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx_vnni", "avx512_vnni", "amx_int8")
+_ARM = ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve")
+RELEVANT = frozenset(_X86 + _ARM)
+"""Flags of x86 (`flags`) and ARM (`Features`) that MLAS, ONNX Runtime's matrix library, dispatches by."""
+_MAX_CPUINFO_BYTES = 64 * 1024
+"""One processor's entry is under 3 KiB; the first one is enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The part of a graph key that comes from the machine."""
+
+    arch: str
+    system: str
+    cpu_features: tuple[str, ...]
+    engine_version: str
+
+
+def read_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+    """This machine. Without a readable cpuinfo there are no features: a key of its own, never a wrong one."""
+    try:
+        with cpuinfo.open(encoding="ascii", errors="replace") as file:
+            features = parse_cpu_features(file.read(_MAX_CPUINFO_BYTES))
+    except OSError:
+        features = ()
+    return Machine(platform.machine(), platform.system().lower(), features, version("onnxruntime"))
+
+
+def parse_cpu_features(cpuinfo: str) -> tuple[str, ...]:
+    """The relevant flags of the first processor in the text of /proc/cpuinfo, sorted."""
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return tuple(sorted(RELEVANT & set(value.split())))
+    return ()
