@@ -1,0 +1,290 @@
+"""The words between Kensho and an engine host, as bytes on a Unix socket. Pure: no socket here.
+
+A frame is a little-endian u32 payload length, one byte that names the message, and the payload: JSON for what is rare,
+packed integers for ids. Nothing is unpickled. A frame above 1 MiB is refused before its payload is read.
+
+    parent -> host   Ping, Load, Generate, Cancel, Fault
+    host -> parent   Pong, Loaded, Token, Done, Failed
+
+Every answer to a Generate carries its request number, so that what is still on its way after a Cancel is recognised.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, assert_never, get_args
+
+from kensho.base.errors import ConfigError, EngineError
+from kensho.base.inference import Sampling
+
+MAX_PAYLOAD_BYTES = 1 << 20
+"""Room for 260 000 token ids."""
+MAX_STOP_IDS = 64
+_HEAD = struct.Struct("<IB")
+_REQUEST = struct.Struct("<I")
+_TOKEN = struct.Struct("<II")
+_DONE = struct.Struct("<IB")
+_GENERATE = struct.Struct("<IIIIdqI")
+
+Tier = Literal["raw", "mapped", "mixed", "packed"]
+DoneReason = Literal["stop", "length", "context", "cancelled"]
+FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "oom"]
+_TIERS: tuple[Tier, ...] = get_args(Tier)
+_REASONS: tuple[DoneReason, ...] = get_args(DoneReason)
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Asks whether the host is listening."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """It is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load this model; answered by Loaded or Failed (request 0)."""
+
+    graph_folder: str
+    model_folder: str
+    tier: Tier
+    max_context: int | None
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    max_context: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Make tokens after prompt + accepted; answered by Tokens and one Done or Failed."""
+
+    request: int
+    prompt_ids: tuple[int, ...]
+    accepted_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    request: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """`context`: the model's context is full."""
+
+    request: int
+    reason: DoneReason
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request failed, the host lives. `error` is from `error_wire.describe_error`."""
+
+    request: int
+    error: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Misbehave in the next request (row S6). Ignored unless the host was started with faults allowed."""
+
+    kind: FaultKind
+
+
+Message = Ping | Pong | Load | Loaded | Generate | Token | Done | Failed | Cancel | Fault
+_KINDS: tuple[type[Message], ...] = (Ping, Pong, Load, Loaded, Generate, Token, Done, Failed, Cancel, Fault)
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message. Raises ConfigError when a number of the caller's does not fit into it."""
+    try:
+        payload = _payload(message)
+    except struct.error as error:
+        raise ConfigError(f"request for tokens is out of range: {error}", advice="give smaller numbers") from error
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ConfigError(f"request of {len(payload)} bytes, {MAX_PAYLOAD_BYTES} at most", advice="shorten the prompt")
+    return _HEAD.pack(len(payload), _KINDS.index(type(message))) + payload
+
+
+class Decoder:
+    """Bytes in any pieces -> messages. Holds at most one frame. After an error the stream is unusable."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are complete now. Raises EngineError on anything malformed; no other exception."""
+        self._data += data
+        messages: list[Message] = []
+        at = 0
+        while len(self._data) - at >= _HEAD.size:
+            size, kind = _HEAD.unpack_from(self._data, at)
+            if size > MAX_PAYLOAD_BYTES or kind >= len(_KINDS):
+                raise _malformed(f"kind {kind}, {size} bytes")
+            end = at + _HEAD.size + size
+            if len(self._data) < end:
+                break
+            messages.append(_parse(_KINDS[kind], bytes(self._data[at + _HEAD.size : end])))
+            at = end
+        del self._data[:at]
+        return messages
+
+
+def _malformed(what: str) -> EngineError:
+    return EngineError(f"malformed frame on the engine host's socket ({what})", advice="restart the engine")
+
+
+def _payload(message: Message) -> bytes:
+    match message:
+        case Ping() | Pong():
+            return b""
+        case Load(graph_folder, model_folder, tier, max_context, threads):
+            return _json([graph_folder, model_folder, tier, max_context, threads])
+        case Loaded(max_context, seconds):
+            return _json([max_context, seconds])
+        case Generate():
+            return _pack_generate(message)
+        case Token(request, token):
+            return _TOKEN.pack(request, token)
+        case Done(request, reason):
+            return _DONE.pack(request, _REASONS.index(reason))
+        case Failed(request, error):
+            return _REQUEST.pack(request) + _json(error)
+        case Cancel(request):
+            return _REQUEST.pack(request)
+        case Fault(kind):
+            return _json(kind)
+    assert_never(message)
+
+
+def _parse(kind: type[Message], payload: bytes) -> Message:
+    try:
+        return _PARSERS[kind](payload)
+    except (ValueError, TypeError, struct.error, RecursionError) as error:
+        raise _malformed(f"{kind.__name__}: {str(error)[:100]}") from error
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _pack_generate(message: Generate) -> bytes:
+    prompt, accepted, sampling = message.prompt_ids, message.accepted_ids, message.sampling
+    head = _GENERATE.pack(
+        message.request,
+        len(prompt),
+        len(accepted),
+        sampling.max_tokens,
+        sampling.temperature,
+        sampling.seed,
+        len(sampling.stop_ids),
+    )
+    ids = (*prompt, *accepted, *sampling.stop_ids)
+    return head + struct.pack(f"<{len(ids)}I", *ids)
+
+
+def _parse_generate(payload: bytes) -> Generate:
+    request, prompts, accepteds, max_tokens, temperature, seed, stops = _GENERATE.unpack_from(payload)
+    if stops > MAX_STOP_IDS or not 0 <= temperature <= 5:
+        raise ValueError("sampling out of range")
+    if len(payload) != _GENERATE.size + 4 * (prompts + accepteds + stops):
+        raise ValueError("length of the ids")
+    ids = struct.unpack_from(f"<{prompts + accepteds + stops}I", payload, _GENERATE.size)
+    sampling = Sampling(max_tokens, temperature, seed, ids[prompts + accepteds :])
+    return Generate(request, ids[:prompts], ids[prompts : prompts + accepteds], sampling)
+
+
+def _parse_load(payload: bytes) -> Load:
+    graph_folder, model_folder, tier, max_context, threads = _list(payload, 5)
+    if tier not in _TIERS:
+        raise ValueError("tier")
+    return Load(
+        _text(graph_folder),
+        _text(model_folder),
+        tier,
+        None if max_context is None else _count(max_context),
+        _count(threads),
+    )
+
+
+def _parse_loaded(payload: bytes) -> Loaded:
+    max_context, seconds = _list(payload, 2)
+    if not isinstance(seconds, float) or not 0 <= seconds < float("inf"):
+        raise ValueError("seconds")
+    return Loaded(_count(max_context), seconds)
+
+
+def _parse_done(payload: bytes) -> Done:
+    request, reason = _DONE.unpack(payload)
+    if reason >= len(_REASONS):
+        raise ValueError("reason")
+    return Done(request, _REASONS[reason])
+
+
+def _parse_failed(payload: bytes) -> Failed:
+    (request,) = _REQUEST.unpack_from(payload)
+    error = json.loads(payload[_REQUEST.size :])
+    if not isinstance(error, dict):
+        raise TypeError("error")
+    return Failed(request, error)
+
+
+def _parse_fault(payload: bytes) -> Fault:
+    kind = json.loads(payload)
+    if kind not in FAULT_KINDS:
+        raise ValueError("fault")
+    return Fault(kind)
+
+
+def _parse_nothing(payload: bytes, message: Message) -> Message:
+    if payload:
+        raise ValueError("payload")
+    return message
+
+
+def _list(payload: bytes, length: int) -> list[object]:
+    items = json.loads(payload)
+    if not isinstance(items, list) or len(items) != length:
+        raise ValueError("fields")
+    return items
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text")
+    return value
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 32:
+        raise ValueError("count")
+    return value
+
+
+_PARSERS: dict[type[Message], Callable[[bytes], Message]] = {
+    Ping: lambda payload: _parse_nothing(payload, Ping()),
+    Pong: lambda payload: _parse_nothing(payload, Pong()),
+    Load: _parse_load,
+    Loaded: _parse_loaded,
+    Generate: _parse_generate,
+    Token: lambda payload: Token(*_TOKEN.unpack(payload)),
+    Done: _parse_done,
+    Failed: _parse_failed,
+    Cancel: lambda payload: Cancel(*_REQUEST.unpack(payload)),
+    Fault: _parse_fault,
+}
