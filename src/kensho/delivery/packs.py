@@ -30,7 +30,8 @@ _WINDOW_BYTES = 2 * MAX_CHUNK_BYTES
 def encode_chunk(data: bytes) -> tuple[Encoding, bytes]:
     """The shortest form of the chunk; raw unless another is really shorter.
 
-    Costs about 2.4 ms per MiB of bf16 weights (two compressions); releases the GIL for most of it. `data` has 1 byte to 4 MiB.
+    `data` has 1 byte to 4 MiB. Costs about 2.4 ms per MiB of bf16 weights (two compressions); releases the GIL for
+    most of it.
     """
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
     best: tuple[Encoding, bytes] = ("raw", data)
