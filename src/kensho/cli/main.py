@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from kensho import __version__
 from kensho.base.clock import Clock, SystemClock
@@ -19,6 +20,9 @@ from kensho.base.errors import KenshoError, UsageError
 from kensho.cli import exits
 from kensho.cli.output import Output
 from kensho.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from kensho.app import Kensho
 
 COMMANDS: Mapping[str, str] = {
     "demo": "the whole story on real parts, in less than a minute",
@@ -46,6 +50,12 @@ class Context:
     settings: Settings
     output: Output
     clock: Clock
+
+    def open_app(self, *, has_log: bool = True) -> "Kensho":
+        """The application on these settings, its events told by this command's output. Use it with `with`."""
+        from kensho.app import Kensho
+
+        return Kensho(self.settings, clock=self.clock, listener=self.output.on_event, has_log=has_log)
 
 
 @dataclass(frozen=True, slots=True)

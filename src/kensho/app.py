@@ -1,1 +1,0 @@
-"""The composition root: class `Kensho` joins delivery, runtime, resilience and telemetry."""

@@ -1,0 +1,17 @@
+"""`kensho gc`: remove what no installed version needs."""
+
+import argparse
+
+from kensho.cli.main import Context, Result
+from kensho.cli.output import size_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser  # nothing to choose
+
+
+def run(context: Context) -> Result:
+    with context.open_app() as app:
+        bytes_freed = app.gc()
+    context.output.data(f"{size_text(bytes_freed)} freed")
+    return Result(keys={"bytes_freed": bytes_freed})

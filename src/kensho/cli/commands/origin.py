@@ -1,0 +1,30 @@
+"""`kensho origin REPO --port P`: a static range server for trials. Production uses any web server."""
+
+import argparse
+import json
+import signal
+import threading
+from pathlib import Path
+
+from kensho.cli.main import Context, Result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repository", metavar="REPO", type=Path)
+    parser.add_argument("--port", type=int, default=8088, metavar="P", help="0 chooses a free one (default 8088)")
+
+
+def run(context: Context) -> Result:
+    from kensho.server.origin import Origin
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Origin(context.args.repository, port=context.args.port) as origin:
+        if context.output.is_json:
+            print(json.dumps({"type": "listening", "url": origin.url}), flush=True)
+        else:
+            context.output.data(origin.url)
+            context.output.note(f"serving {context.args.repository} to this machine only; Ctrl-C ends it")
+        stop.wait()
+        return Result(keys={"url": origin.url})

@@ -1,0 +1,29 @@
+"""`kensho plan [MODEL...]`: what a pull would do, without doing it."""
+
+import argparse
+
+from kensho.cli.main import Context, Result
+from kensho.cli.output import size_text
+
+KEYS = ("bytes_fetch", "bytes_reuse", "bytes_patch", "bytes_disk_needed", "bytes_disk_free", "requests")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
+
+
+def run(context: Context) -> Result:
+    output = context.output
+    with context.open_app() as app:
+        plans = app.plan(context.args.models)
+    for plan in plans:
+        output.data(
+            f"{plan.model} {plan.version}: fetch {size_text(plan.bytes_fetch)} in {plan.requests} requests, "
+            f"reuse {size_text(plan.bytes_reuse)}; needs {size_text(plan.bytes_disk_needed)} of disk, "
+            f"{size_text(plan.bytes_disk_free)} are free"
+        )
+    if not plans:
+        output.data("nothing is installed and no model was named")
+    totals = {key: sum(getattr(plan, key) for plan in plans) for key in KEYS}
+    totals["bytes_disk_free"] = min((plan.bytes_disk_free for plan in plans), default=0)
+    return Result(keys={**totals, "models": [{"model": plan.model, "version": plan.version} for plan in plans]})

@@ -1,0 +1,57 @@
+"""`kensho publish SRC --model NAME --version V --to REPO --keys KEYS`: one signed release of a model."""
+
+import argparse
+from pathlib import Path
+
+from kensho.cli.main import Context, Result
+from kensho.cli.output import size_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", type=Path, help="a model folder, such as one from Hugging Face")
+    parser.add_argument("--model", required=True, metavar="NAME")
+    # --version is global; after `publish` it names the release
+    parser.add_argument("--version", required=True, metavar="V", dest="release_version")
+    parser.add_argument("--to", required=True, metavar="REPO", type=Path, help="folder that any web server can serve")
+    parser.add_argument("--keys", required=True, metavar="KEYS", type=Path, help="folder made by kensho keygen")
+    parser.add_argument("--optional", action="store_true", help="a machine may go without this model")
+    parser.add_argument("--fallback", metavar="NAME", help="model that answers when this one cannot be had")
+    parser.add_argument("--changelog", metavar="TEXT", default="")
+    parser.add_argument("--min-client", metavar="V", default="0.1.0", help="oldest Kensho that can use this release")
+    parser.add_argument("--expires", metavar="DAYS", type=int, help="days until the metadata must be renewed")
+
+
+def run(context: Context) -> Result:
+    from kensho.delivery.publisher import publish
+
+    args, output = context.args, context.output
+    with context.open_app(has_log=False) as app:
+        report = publish(
+            args.source,
+            args.to,
+            args.keys,
+            model=args.model,
+            version=args.release_version,
+            is_required=not args.optional,
+            fallback_model=args.fallback,
+            changelog=args.changelog,
+            min_client=args.min_client,
+            expires_days=args.expires,
+            now=app.now(),
+            emit=app.emit,
+        )
+    output.data(
+        f"published {args.model} {args.release_version}: {report.files} files, {report.chunks} chunks, "
+        f"{size_text(report.bytes_source)}, of which {size_text(report.bytes_packed)} are new in the repository"
+    )
+    output.note(f"hand this root file to your machines, by a way you trust: {report.root}")
+    return Result(
+        keys={
+            "files": report.files,
+            "chunks": report.chunks,
+            "bytes_source": report.bytes_source,
+            "bytes_packed": report.bytes_packed,
+            "patches": report.patches,
+            "root": str(report.root),
+        }
+    )

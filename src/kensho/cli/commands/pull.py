@@ -1,0 +1,39 @@
+"""`kensho pull [MODEL...]`: bring models to their newest version."""
+
+import argparse
+
+from kensho.cli import exits
+from kensho.cli.main import Context, Result
+from kensho.cli.output import size_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
+
+
+def run(context: Context) -> Result:
+    output = context.output
+    with context.open_app() as app:
+        report = app.pull(context.args.models)
+    for model in report.models:
+        output.data(f"{model.model} {model.version or '-'}: {model.state}" + (f" ({model.reason})" if model.reason else ""))
+    if not report.models:
+        output.data("nothing is installed and no model was named")
+    output.note(
+        f"{size_text(report.bytes_fetched)} fetched in {report.requests} requests, "
+        f"{size_text(report.bytes_reused)} reused, {report.seconds:.1f} s"
+    )
+    keys = {
+        "models": [{"model": m.model, "version": m.version, "state": m.state} for m in report.models],
+        "bytes_fetched": report.bytes_fetched,
+        "bytes_reused": report.bytes_reused,
+        "bytes_patched": report.bytes_patched,
+        "requests": report.requests,
+        "requests_metadata": report.requests_metadata,
+        "seconds": round(report.seconds, 3),
+    }
+    failed = next((m.error for m in report.models if m.error is not None), None)
+    if failed is not None:
+        return Result(exits.exit_code(failed), keys, failed)
+    is_degraded = any(m.state == "degraded" for m in report.models)
+    return Result(exits.DEGRADED if is_degraded else exits.OK, keys)

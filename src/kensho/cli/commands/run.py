@@ -1,0 +1,51 @@
+"""`kensho run MODEL PROMPT`: one answer, streamed."""
+
+import argparse
+import asyncio
+
+from kensho.app import AnswerRecord, GenerateOptions
+from kensho.cli import exits
+from kensho.cli.main import Context, Result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy, the default")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--engine", choices=("primary", "standby"), help="default: the primary, the standby when it fails")
+    parser.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
+    parser.add_argument("--priority", choices=("critical", "high", "normal", "low"), default="high")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="for the first token")
+    parser.add_argument("--raw-prompt", action="store_true", help="no chat template")
+
+
+def run(context: Context) -> Result:
+    record = asyncio.run(_answer(context))
+    output = context.output
+    output.data("")
+    output.note(
+        f"{record.model} {record.version}, {record.tier} tier, graph from {record.load_source} in "
+        f"{record.load_seconds:.2f} s; first token after {record.first_token_seconds:.2f} s, "
+        f"{record.tokens_per_second:.0f} tokens/s" + (f", {record.failovers} failovers" if record.failovers else "")
+    )
+    return Result(exits.DEGRADED if record.is_fallback_model else exits.OK, record.as_json())
+
+
+async def _answer(context: Context) -> AnswerRecord:
+    args = context.args
+    options = GenerateOptions(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        engine=args.engine,
+        priority=args.priority,
+        deadline_s=args.deadline,
+        is_raw_prompt=args.raw_prompt,
+    )
+    async with context.open_app() as app:
+        answer = app.generate(args.model, args.prompt, options)
+        async for token in answer:
+            context.output.piece(token.text)
+        return answer.record

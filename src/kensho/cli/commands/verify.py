@@ -1,0 +1,34 @@
+"""`kensho verify [--full]`: check the stored bytes. Never uses the network."""
+
+import argparse
+
+from kensho.base.errors import Damaged
+from kensho.cli import exits
+from kensho.cli.main import Context, Result
+from kensho.cli.output import size_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--full", action="store_true", help="hash every byte, not only what has changed")
+
+
+def run(context: Context) -> Result:
+    output = context.output
+    with context.open_app() as app:
+        report = app.verify(is_full=context.args.full)
+    damaged = [{"path": item.path, "chunks": list(item.chunks)} for item in report.damaged]
+    keys = {
+        "files": report.files,
+        "chunks": report.chunks,
+        "bytes_hashed": report.bytes_hashed,
+        "damaged": damaged,
+        "seconds": round(report.seconds, 3),
+    }
+    output.note(f"{report.files} files, {size_text(report.bytes_hashed)} hashed, {report.seconds:.2f} s")
+    if damaged:
+        for item in report.damaged:
+            output.data(f"damaged: {item.path}, chunks {', '.join(map(str, item.chunks))}")
+        error = Damaged(f"{len(damaged)} files are damaged", advice="run kensho repair")
+        return Result(exits.DAMAGED, keys, error)
+    output.data("every byte is the publisher's" if context.args.full else "all files are as they were when last verified")
+    return Result(keys=keys)
