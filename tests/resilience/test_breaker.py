@@ -52,6 +52,7 @@ class Reference:
         self.after_open = "HALF_OPEN"
         self.live: set[object] = set()
         self.canary: object | None = None
+        self.host: object | None = None
         self.bad = self.good = self.opened = 0
         self.dead_starts: list[float] = []
         self.did: list[str] = []
@@ -71,7 +72,7 @@ class Reference:
 
     def respawn(self) -> None:
         self.go("RESTARTING", 120.0)
-        self.live = {"host"}
+        self.host = object()
         self.did.append("start")
 
     def trip(self, draw: float, then: str) -> None:
@@ -147,7 +148,7 @@ class Reference:
             self.bad_canary(outcome, draw)
 
     def settle_host(self, ticket: object, is_up: bool, draw: float) -> None:
-        if self.mode == "RESTARTING" and ticket == self.since:
+        if self.mode == "RESTARTING" and ticket is self.host:
             self.halve() if is_up else self.dead_start(draw)
 
     def force(self, mode: Mode | None) -> None:
@@ -183,13 +184,14 @@ class Pair:
             elif isinstance(effect, RunCanary):
                 self.canaries.append((effect.generation, self.reference.canary))
             elif isinstance(effect, StartHost):
-                self.hosts.append((effect.generation, self.reference.since))
+                self.hosts.append((effect.generation, self.reference.host))
             elif isinstance(effect, Rejected) and self.state.until_s is not None:
                 assert effect.retry_after_s == pytest.approx(self.state.until_s - self.now)
         assert self.state.mode == self.reference.mode, (event, self.state.mode, self.reference.mode)
         assert self.state.until_s == (
             None if self.reference.until is None else pytest.approx(self.reference.until, abs=1e-9)
         )
+        self.reference.until = self.state.until_s  # equal but for rounding, which must not add up to a difference
         timers = [effect.at_s for effect in effects if isinstance(effect, SetTimer)]
         if timers and self.state.until_s is not None:
             assert timers[-1] == self.state.until_s
