@@ -117,6 +117,8 @@ class HttpSource:
             response = self._follow(urljoin(self._base, quote(path)), headers)
             self._check_status(response, path)
             yield response
+            if watch.is_over:  # to the parser a socket that was shut down is an answer that ended
+                raise HTTPError("too slow")
         except HTTPError as error:
             reason = "too slow" if watch.is_over else _reason(error)
             raise TransportError(
