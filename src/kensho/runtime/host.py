@@ -1,0 +1,266 @@
+"""`EngineHost`: an engine in a child process (satisfies `base.inference.Engine`; prototype: MockGPU / MockCPU engines).
+
+    host = EngineHost("primary", graph, clock=..., emit=..., env={}, threads=2, max_context=2048,
+                      start_s=60.0, inactivity_s=30.0)
+    await host.start()
+    async for token in host.generate(prompt_ids, (), Sampling(stop_ids=(1,))): ...
+    await host.close()
+
+Rules: (1) whatever happens in the host is an EngineError here, within the inactivity budget; (2) a host that makes no
+progress is killed, never waited for; (3) leaving `generate` in any way leaves the host idle, or dead; (4) after `kill`
+and `close` no process, socket or task is left. Starting it again is the caller's decision (the circuit's).
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import ConfigError, EngineCrashed, EngineError, EngineHung, KenshoError
+from kensho.base.events import Emit, EngineLost, EngineStarted, GraphLoaded
+from kensho.base.inference import Sampling
+from kensho.runtime.error_wire import restore_error
+from kensho.runtime.frames import (
+    Cancel,
+    Done,
+    Failed,
+    Fault,
+    FaultKind,
+    Generate,
+    Load,
+    Loaded,
+    Message,
+    Ping,
+    Pong,
+    Token,
+)
+from kensho.runtime.host_process import HostGoneError, HostProcess
+from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.process import Ended
+
+PREFILL_ID_S: Seconds = 0.01
+"""What each id of a prefill adds to the inactivity budget: ten times what 270 M parameters take on one slow core."""
+
+
+class EngineHost:
+    """One loaded model behind one process. Used from one event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        graph: LoadedGraph,
+        *,
+        clock: Clock,
+        emit: Emit,
+        env: Mapping[str, str],
+        threads: int,
+        max_context: int | None,
+        start_s: Seconds,
+        inactivity_s: Seconds,
+        allow_faults: bool = False,
+    ) -> None:
+        """`env` is the child's whole environment; `max_context` None = what the model allows."""
+        self._name = name
+        self._graph = graph
+        self._clock = clock
+        self._emit = emit
+        self._env = env
+        self._threads = threads
+        self._max_context = max_context
+        self._start_s = start_s
+        self._inactivity_s = inactivity_s
+        self._allow_faults = allow_faults
+        self._host: HostProcess | None = None
+        self._loaded: Loaded | None = None
+        self._starting = asyncio.Lock()
+        self._lane = asyncio.Lock()
+        self._request = 0
+        self._fault: FaultKind | None = None
+        self._fault_times = 0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def graph(self) -> LoadedGraph:
+        """What it serves."""
+        return self._graph
+
+    @property
+    def pid(self) -> int | None:
+        """The host's process id while it lives."""
+        return self._host.pid if self._host and self._host.is_alive else None
+
+    @property
+    def is_alive(self) -> bool:
+        return self._host is not None and self._loaded is not None and self._host.is_alive
+
+    async def start(self) -> None:
+        """Start the process and load the model. Idempotent. Raises EngineHung after `start_s`, EngineCrashed, or what
+        the host says (EngineError, Damaged)."""
+        async with self._starting:
+            if self.is_alive:
+                return
+            began_s = self._clock.monotonic_s()
+            self._loaded = None
+            host = await HostProcess.start(env=self._env, allow_faults=self._allow_faults, on_lost=self._note_loss)
+            self._host = host
+            try:
+                async with asyncio.timeout(self._start_s):
+                    await self._load(host, began_s)
+            except TimeoutError as error:
+                raise EngineHung(
+                    f"engine '{self._name}' did not load {self._graph.model} within {self._start_s:g} s",
+                    advice="raise start_timeout_s, or look at the load of this machine",
+                    engine=self._name,
+                ) from error
+            finally:
+                if self._loaded is None:
+                    host.kill("it did not load the model")
+                    await host.ended()
+
+    async def generate(
+        self, prompt_ids: Sequence[int], accepted_ids: Sequence[int], sampling: Sampling
+    ) -> AsyncGenerator[int, None]:
+        """See `Engine.generate`. Also raises ConfigError for a prompt that the model cannot take.
+
+        A full context ends the stream as max_tokens does. After a cancel it waits until the host has stopped (one
+        step), or kills it.
+        """
+        async with self._lane:
+            host = self._running()
+            self._request += 1
+            request = Generate(self._request, tuple(prompt_ids), tuple(accepted_ids), sampling)
+            budget_s = self._inactivity_s + PREFILL_ID_S * (len(prompt_ids) + len(accepted_ids))
+            self._send_fault(host)
+            host.send(request)
+            is_over = False
+            try:
+                while True:
+                    message = await self._receive(host, budget_s)
+                    budget_s = self._inactivity_s
+                    match message:
+                        case Token(request=number, id=token) if number == request.request:
+                            yield token
+                        case Done(request=number) if number == request.request:
+                            is_over = True
+                            return
+                        case Failed(request=number, error=error) if number == request.request:
+                            is_over = True
+                            raise restore_error(error)
+                        case _:
+                            # Still on its way from a request that was cancelled twice.
+                            continue
+            finally:
+                if not is_over and host.is_alive:
+                    await self._cancel(host, request.request)
+
+    def arm_fault(self, kind: FaultKind, times: int) -> None:
+        """Let the next `times` requests meet a real failure (row S6), restarts in between included."""
+        if not self._allow_faults:
+            raise ConfigError(f"engine '{self._name}' does not allow faults", advice="start with --allow-faults")
+        self._fault, self._fault_times = kind, times
+
+    def clear_faults(self) -> None:
+        self._fault, self._fault_times = None, 0
+
+    async def kill(self) -> None:
+        """SIGKILL and reap. A running stream raises EngineCrashed. Idempotent."""
+        if self._host:
+            self._host.kill("killed on request")
+            await self._host.ended()
+
+    async def close(self) -> None:
+        """Let the process end by itself, within half a second, else kill it. Idempotent."""
+        if self._host:
+            self._host.close()
+            await self._host.ended()
+
+    async def _load(self, host: HostProcess, began_s: Seconds) -> None:
+        graph = self._graph
+        host.send(Ping())
+        host.send(Load(str(graph.graph_folder), str(graph.model_folder), graph.tier, self._max_context, self._threads))
+        while True:
+            match await self._receive(host, self._start_s):
+                case Pong():
+                    seconds = self._clock.monotonic_s() - began_s
+                    self._emit(EngineStarted(engine=self._name, pid=host.pid, seconds=seconds))
+                case Loaded() as loaded:
+                    self._loaded = loaded
+                    self._emit(self._describe(loaded))
+                    return
+                case Failed(error=error):
+                    raise restore_error(error)
+                case other:
+                    raise EngineError(f"unexpected {type(other).__name__} while loading", advice="restart the engine")
+
+    def _describe(self, loaded: Loaded) -> GraphLoaded:
+        graph = self._graph
+        return GraphLoaded(
+            engine=self._name,
+            model=graph.model,
+            version=graph.version,
+            source=graph.source,
+            tier=graph.tier,
+            seconds=loaded.seconds,
+        )
+
+    def _running(self) -> HostProcess:
+        if self._host is None or not self.is_alive:
+            raise EngineCrashed(f"engine '{self._name}' is not running", advice="start it", engine=self._name)
+        return self._host
+
+    def _send_fault(self, host: HostProcess) -> None:
+        if self._fault and self._fault_times > 0:
+            host.send(Fault(self._fault))
+            self._fault_times -= 1
+
+    async def _receive(self, host: HostProcess, budget_s: Seconds) -> Message:
+        try:
+            return await host.receive(budget_s)
+        except TimeoutError as error:
+            host.kill(f"no progress within {budget_s:.2f} s")
+            await host.ended()
+            raise EngineHung(
+                f"engine '{self._name}' made no progress within {budget_s:.2f} s and was killed",
+                advice="another engine can go on; raise inactivity_s if this machine is only slow",
+                engine=self._name,
+                pid=host.pid,
+            ) from error
+        except HostGoneError as error:
+            raise self._crashed(await host.ended()) from error
+        except KenshoError as error:
+            host.kill(error.message)
+            await host.ended()
+            raise
+
+    async def _cancel(self, host: HostProcess, request: int) -> None:
+        host.send(Cancel(request))
+        try:
+            while True:
+                match await host.receive(self._inactivity_s):
+                    case Done(request=number) | Failed(request=number) if number == request:
+                        return
+        except TimeoutError:
+            host.kill(f"a cancelled request did not stop within {self._inactivity_s:.2f} s")
+            await host.ended()
+        except (HostGoneError, EngineError):
+            await host.ended()
+
+    def _crashed(self, ended: Ended) -> EngineCrashed:
+        words = f" ({ended.last_words})" if ended.last_words else ""
+        by = ended.exit_code
+        return EngineCrashed(
+            f"the host of engine '{self._name}' (process {ended.pid}) is gone: {ended.reason}{words}",
+            advice="another engine can go on; it is started again",
+            engine=self._name,
+            pid=ended.pid,
+            exit_code=by if by is not None and by >= 0 else None,
+            signal=signal.Signals(-by).name if by is not None and by < 0 else None,
+            stderr=ended.stderr,
+        )
+
+    def _note_loss(self, ended: Ended, why: str) -> None:
+        words = f" ({ended.last_words})" if ended.last_words else ""
+        self._emit(EngineLost(engine=self._name, pid=ended.pid, reason=why or f"{ended.reason}{words}"))

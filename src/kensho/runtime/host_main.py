@@ -1,0 +1,147 @@
+"""The engine host: a child process with one model, so that a crash, a hang or a wrong device costs one request.
+
+    python -m kensho.runtime.host_main PARENT_PID SOCKET_FD [allow-faults]
+
+One thread: messages of `frames` come in order, one request is worked on at a time, and the socket is looked at before
+every step, so that Cancel is obeyed within one. It ends when the socket closes, or with its parent (`parent_death`).
+Errors of ours go to the parent as Failed and the host lives on; anything else ends the process, and its last lines on
+stderr are what the parent reports.
+"""
+
+import select
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from kensho.base.clock import Clock, SystemClock
+from kensho.base.errors import EngineError, KenshoError
+from kensho.runtime import frames
+from kensho.runtime.error_wire import describe_error
+from kensho.runtime.faults import Faults
+from kensho.runtime.frames import Message
+from kensho.runtime.generation import Generator
+from kensho.runtime.parent_death import die_with_parent
+from kensho.runtime.pins import pin_graph
+from kensho.runtime.session import Session
+
+_READ_BYTES = 65536
+
+
+class ParentGoneError(Exception):
+    """The socket was closed: nobody wants anything from this process any more."""
+
+
+class Channel:
+    """Messages over the inherited socket, in order. Blocking."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._decoder = frames.Decoder()
+        self._inbox: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        try:
+            self._sock.sendall(frames.encode(message))
+        except OSError as error:
+            raise ParentGoneError from error
+
+    def receive(self) -> Message:
+        """The next message; waits for it."""
+        while not self._inbox:
+            self._read()
+        return self._inbox.pop(0)
+
+    def is_cancelled(self, request: int) -> bool:
+        """Whether Cancel for the request has come by now. Takes it; leaves other messages in order. Does not wait."""
+        while select.select([self._sock], [], [], 0)[0]:
+            self._read()
+        if frames.Cancel(request) not in self._inbox:
+            return False
+        self._inbox.remove(frames.Cancel(request))
+        return True
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except OSError as error:
+            raise ParentGoneError from error
+        if not data:
+            raise ParentGoneError
+        self._inbox += self._decoder.feed(data)
+
+
+class Host:
+    """What the process does with each message."""
+
+    def __init__(self, channel: Channel, *, allow_faults: bool, clock: Clock) -> None:
+        self._channel = channel
+        self._allow_faults = allow_faults
+        self._faults = Faults()
+        self._clock = clock
+        self._generator: Generator | None = None
+
+    def serve(self) -> None:
+        """Answer until the socket closes (ParentGoneError)."""
+        while True:
+            match self._channel.receive():
+                case frames.Ping():
+                    self._channel.send(frames.Pong())
+                case frames.Load() as load:
+                    self._answer(0, partial(self._load, load))
+                case frames.Generate() as request:
+                    self._answer(request.request, partial(self._generate, request))
+                case frames.Fault(kind) if self._allow_faults:
+                    self._faults.arm(kind)
+                case _:
+                    # Such as a Cancel that came after the end of its request.
+                    continue
+
+    def _answer(self, request: int, work: Callable[[], Message]) -> None:
+        try:
+            answer = work()
+        except KenshoError as error:
+            answer = frames.Failed(request, describe_error(error))
+        except MemoryError:
+            error = EngineError("the engine host is out of memory", advice="use a smaller model or context")
+            answer = frames.Failed(request, describe_error(error))
+        self._channel.send(answer)
+
+    def _load(self, load: frames.Load) -> Message:
+        began_s = self._clock.monotonic_s()
+        graph_folder = Path(load.graph_folder)
+        pin_graph(graph_folder)
+        session = Session.load(
+            graph_folder,
+            Path(load.model_folder),
+            tier=load.tier,
+            max_context=load.max_context,
+            threads=load.threads,
+        )
+        self._generator = Generator(session, self._faults)
+        return frames.Loaded(session.max_context, self._clock.monotonic_s() - began_s)
+
+    def _generate(self, request: frames.Generate) -> Message:
+        if self._generator is None:
+            raise EngineError("the engine host was asked before a model was loaded", advice="load a model first")
+        reason = self._generator.run(
+            request,
+            is_cancelled=lambda: self._channel.is_cancelled(request.request),
+            on_token=lambda token: self._channel.send(frames.Token(request.request, token)),
+        )
+        return frames.Done(request.request, reason)
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))
+    with socket.socket(fileno=int(sys.argv[2])) as sock:
+        host = Host(Channel(sock), allow_faults="allow-faults" in sys.argv[3:], clock=SystemClock())
+        try:
+            host.serve()
+        except ParentGoneError:
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""One engine host process, from its start until it is reaped, seen from an event loop.
+
+`receive` hands out the messages of the host in order; `kill` ends it; `ended` says how it ended. One task watches the
+socket: whatever ends the host (a signal, a closed socket, `kill`, `close`), that task kills what is left and reaps it,
+once, and calls `on_lost` unless `close` asked for the end. The socket has one owner, the transport.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from kensho.base.clock import Seconds
+from kensho.base.errors import EngineError
+from kensho.runtime.frames import Decoder, Message, encode
+from kensho.runtime.process import Child, Ended, spawn
+
+GRACE_S: Seconds = 0.5
+"""How long a host that closed its socket may take to end by itself: it then reports its own exit code."""
+REAP_S: Seconds = 2.0
+"""How long to wait after SIGKILL. Measured 0.4 ms; a process stuck in a driver is left to the kernel."""
+_POLL_S: Seconds = 0.002
+
+
+class HostGoneError(Exception):
+    """There is no more to receive: the host has closed its socket."""
+
+
+class HostProcess:
+    """A running host. Made by `start`; used from the loop that made it."""
+
+    def __init__(self, child: Child, link: "_Link", transport: asyncio.Transport) -> None:
+        self._child = child
+        self._link = link
+        self._transport = transport
+        self._is_killed = False
+        self._is_closed = False
+        self._why = ""
+        self._watcher: asyncio.Task[Ended] | None = None
+
+    @classmethod
+    async def start(
+        cls, *, env: Mapping[str, str], allow_faults: bool, on_lost: Callable[[Ended, str], None]
+    ) -> "HostProcess":
+        """Start a host; it answers Ping once its imports are done. Raises EngineError.
+
+        `on_lost` gets how it ended and what was given to `kill` (empty: it ended by itself).
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = (str(theirs.fileno()), *(["allow-faults"] if allow_faults else []))
+            try:
+                child = spawn("kensho.runtime.host_main", arguments, pass_fds=(theirs.fileno(),), env=env)
+            except EngineError:
+                ours.close()
+                raise
+        link = _Link()
+        try:
+            transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+        except BaseException:
+            # Cancelled just now: a closed socket ends the host, the signal makes sure.
+            ours.close()
+            child.kill()
+            child.reap(REAP_S)
+            raise
+        host = cls(child, link, transport)
+        host._watcher = asyncio.create_task(host._watch(on_lost), name=f"watch-{child.pid}")
+        return host
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """False as soon as the socket is closed or it was killed; the process may still be ending."""
+        return not self._is_killed and not self._link.is_lost.is_set()
+
+    def send(self, message: Message) -> None:
+        """Queue a message. To a host that is gone: nothing happens, `receive` will say so."""
+        data = encode(message)
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def receive(self, timeout_s: Seconds) -> Message:
+        """The next message. Raises TimeoutError, HostGoneError, or EngineError for bytes that are no message."""
+        inbox = self._link.inbox
+        if inbox.empty():
+            async with asyncio.timeout(timeout_s):
+                message = await inbox.get()
+        else:
+            message = inbox.get_nowait()
+        if message is None:
+            inbox.put_nowait(None)
+            if self._link.error:
+                raise self._link.error
+            raise HostGoneError
+        return message
+
+    def kill(self, why: str) -> None:
+        """SIGKILL now; `ended` waits until it is reaped. `why` is for `on_lost`."""
+        if self.is_alive:
+            self._why = why
+        self._is_killed = True
+        self._child.kill()
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Close the socket: the host ends by itself before its next step, or is killed after GRACE_S."""
+        self._is_closed = self._is_closed or self.is_alive
+        self._transport.close()
+
+    async def ended(self) -> Ended:
+        """How it ended; waits for that, at most GRACE_S + REAP_S after the socket is closed."""
+        assert self._watcher is not None  # noqa: S101  # set by `start`
+        return await asyncio.shield(self._watcher)
+
+    async def _watch(self, on_lost: Callable[[Ended, str], None]) -> Ended:
+        await self._link.is_lost.wait()
+        ended = None if self._is_killed else await self._wait(GRACE_S)
+        if ended is None:
+            self._child.kill()
+            ended = await self._wait(REAP_S) or self._child.reap(0)
+        if not self._is_closed:
+            on_lost(ended, self._why)
+        return ended
+
+    async def _wait(self, timeout_s: Seconds) -> Ended | None:
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        # A process's end is no event of the loop, and it comes at most milliseconds after that of its socket.
+        while (ended := self._child.ended()) is None and loop.time() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        return ended
+
+
+class _Link(asyncio.Protocol):
+    """Bytes of the host -> messages; None in the inbox marks the end."""
+
+    def __init__(self) -> None:
+        self.inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self.is_lost = asyncio.Event()
+        self.error: EngineError | None = None
+        self._decoder = Decoder()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.error:
+            return
+        try:
+            for message in self._decoder.feed(data):
+                self.inbox.put_nowait(message)
+        except EngineError as error:
+            self.error = error
+            if self._transport:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost.set()
+        self.inbox.put_nowait(None)

@@ -1,0 +1,27 @@
+"""What the loader found and an engine host is given: which files to open, and in what form."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kensho.base.clock import Seconds
+from kensho.base.ids import GraphKey
+from kensho.runtime.frames import Tier
+
+Origin = Literal["memory", "disk", "compile", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedGraph:
+    """A model in a form that a session can open at once. The files stay as long as its loader is open."""
+
+    model: str
+    version: str
+    key: GraphKey
+    graph_folder: Path
+    model_folder: Path
+    tier: Tier
+    source: Origin
+    """Where it was found (row R3); raw = built without compiling."""
+    seconds: Seconds
+    """What finding or making it took."""
