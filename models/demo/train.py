@@ -36,7 +36,7 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("out", type=Path)
     args.add_argument("--steps", type=int, default=2600)
-    args.add_argument("--steps-v2", type=int, default=400)
+    args.add_argument("--steps-v2", type=int, default=700)
     args.add_argument("--minutes", type=float, default=60, help="stop version 1 earlier, after this time")
     args.add_argument("--only", choices=["v1", "v2"])
     given = args.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
         torch.manual_seed(2)
         for name, weight in network.named_parameters():
             weight.requires_grad_(name.startswith(CHANGED))
-        fit(network, tokenizer, both + second * 4, given.steps_v2, peak=1.5e-3, minutes=given.minutes)
+        fit(network, tokenizer, both + second * 3, given.steps_v2, peak=6e-4, minutes=given.minutes)
         round_to_bf16(network)
         save_changes(network, v2)
         report(network, tokenizer, both + second, [v2 / "questions.json"])
@@ -244,13 +244,18 @@ def check_tokenizer(tokenizer: Tokenizer, entries: list[Entry]) -> None:
     print(f"{tokenizer.get_vocab_size()} tokens; answers of {min(lengths)} to {max(lengths)}, {sum(lengths)} in all")
 
 
+def save_readable(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
 def weights_of(network: Gemma3ForCausalLM) -> dict[str, torch.Tensor]:
     tensors = {name: weight.detach().bfloat16().contiguous() for name, weight in network.named_parameters()}
     return dict(sorted(tensors.items()))
 
 
 def save_first(network: Gemma3ForCausalLM, folder: Path) -> None:
-    save_file(weights_of(network), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    save_readable(weights_of(network), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
     generation = {"bos_token_id": BOS, "eos_token_id": [1, END_OF_TURN], "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(generation) + "\n", encoding="utf-8")
@@ -260,7 +265,7 @@ def save_changes(network: Gemma3ForCausalLM, folder: Path) -> None:
     """Only the tensors that version 2 changes; all others are those of version 1."""
     folder.mkdir(parents=True, exist_ok=True)
     changed = {name: tensor for name, tensor in weights_of(network).items() if name.startswith(CHANGED)}
-    save_file(changed, str(folder / "changes.safetensors"), metadata={"format": "pt"})
+    save_readable(changed, folder / "changes.safetensors")
 
 
 def load(v1: Path, v2: Path | None = None) -> Gemma3ForCausalLM:
