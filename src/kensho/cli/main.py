@@ -150,7 +150,9 @@ def _words(arguments: Sequence[str]) -> list[str]:
 
 def _add_global_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("everywhere")
-    group.add_argument("--store", metavar="DIR", help="folder of the store (else KENSHO_STORE, else the XDG data folder)")
+    group.add_argument(
+        "--store", metavar="DIR", help="folder of the store (else KENSHO_STORE, else the XDG data folder)"
+    )
     group.add_argument("--json", action="store_true", help="JSON lines on stdout, the last one a summary")
     group.add_argument("--quiet", action="store_true", help="no notes and no progress")
     group.add_argument("--no-network", action="store_true", help="never try a connection")

@@ -12,6 +12,7 @@ from typing import TextIO
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import KenshoError
 from kensho.base.events import CompileStage, DownloadProgress, Event
+from kensho.base.units import size_text
 
 PROGRESS_INTERVAL_S: Seconds = 0.1
 BAR_WIDTH = 24
@@ -66,7 +67,7 @@ class Output:
             return
         self._last_progress_s = now
         if self.is_json:
-            self._line({"type": "progress", "what": what, "done": done, "total": total, "unit": unit})
+            self.json_line({"type": "progress", "what": what, "done": done, "total": total, "unit": unit})
         elif self._is_terminal and not self.is_quiet:
             share = done / total if total else 1.0
             bar = "#" * int(BAR_WIDTH * share)
@@ -81,7 +82,7 @@ class Output:
         if error is not None:
             failure = {"error": error.code, "message": error.message, "advice": error.advice}
         if self.is_json:
-            self._line({"type": "summary", "ok": code == 0, "code": code, **keys, **failure})
+            self.json_line({"type": "summary", "ok": code == 0, "code": code, **keys, **failure})
         elif error is not None:
             print(f"kensho: {error.message}", file=self._stderr)
             if error.advice:
@@ -92,17 +93,10 @@ class Output:
             print("\r\x1b[2K", end="", file=self._stderr, flush=True)
             self._has_bar = False
 
-    def _line(self, line: Mapping[str, object]) -> None:
-        print(json.dumps(line, ensure_ascii=False, default=str), file=self._stdout, flush=True)
-
-
-def size_text(size_bytes: float) -> str:
-    """1234567 -> '1.2 MB' (decimal units, as disks and networks are sold)."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
+    def json_line(self, line: Mapping[str, object]) -> None:
+        """One JSON line on stdout, for programs; for people nothing."""
+        if self.is_json:
+            print(json.dumps(line, ensure_ascii=False, default=str), file=self._stdout, flush=True)
 
 
 def _amount(done: int, total: int, unit: str) -> str:

@@ -2,8 +2,8 @@
 
 import argparse
 
+from kensho.base.units import size_text
 from kensho.cli.main import Context, Result
-from kensho.cli.output import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

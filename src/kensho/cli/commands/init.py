@@ -29,7 +29,9 @@ def read_root(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_ROOT_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"root file {path} cannot be read: {error.strerror}", advice="ask the publisher for it") from error
+        raise UsageError(
+            f"root file {path} cannot be read: {error.strerror}", advice="ask the publisher for it"
+        ) from error
     if len(data) > MAX_ROOT_BYTES:
         raise UsageError(f"root file {path} is larger than 512 kB", advice="ask the publisher for the right file")
     return data

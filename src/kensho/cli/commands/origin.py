@@ -1,7 +1,6 @@
 """`kensho origin REPO --port P`: a static range server for trials. Production uses any web server."""
 
 import argparse
-import json
 import signal
 import threading
 from pathlib import Path
@@ -21,10 +20,8 @@ def run(context: Context) -> Result:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with Origin(context.args.repository, port=context.args.port) as origin:
-        if context.output.is_json:
-            print(json.dumps({"type": "listening", "url": origin.url}), flush=True)
-        else:
-            context.output.data(origin.url)
-            context.output.note(f"serving {context.args.repository} to this machine only; Ctrl-C ends it")
+        context.output.json_line({"type": "listening", "url": origin.url})
+        context.output.data(origin.url)
+        context.output.note(f"serving {context.args.repository} to this machine only; Ctrl-C ends it")
         stop.wait()
         return Result(keys={"url": origin.url})

@@ -2,8 +2,8 @@
 
 import argparse
 
+from kensho.base.units import size_text
 from kensho.cli.main import Context, Result
-from kensho.cli.output import size_text
 
 KEYS = ("bytes_fetch", "bytes_reuse", "bytes_patch", "bytes_disk_needed", "bytes_disk_free", "requests")
 

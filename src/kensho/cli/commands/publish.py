@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from kensho.base.units import size_text
 from kensho.cli.main import Context, Result
-from kensho.cli.output import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,9 @@
 
 import argparse
 
+from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.main import Context, Result
-from kensho.cli.output import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,9 @@ def run(context: Context) -> Result:
     with context.open_app() as app:
         report = app.pull(context.args.models)
     for model in report.models:
-        output.data(f"{model.model} {model.version or '-'}: {model.state}" + (f" ({model.reason})" if model.reason else ""))
+        output.data(
+            f"{model.model} {model.version or '-'}: {model.state}" + (f" ({model.reason})" if model.reason else "")
+        )
     if not report.models:
         output.data("nothing is installed and no model was named")
     output.note(

@@ -3,9 +3,9 @@
 import argparse
 
 from kensho.base.errors import Damaged
+from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.main import Context, Result
-from kensho.cli.output import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,5 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> Result:
     with context.open_app() as app:
         version = app.rollback(context.args.model, context.args.to)
-    context.output.data(f"{context.args.model} is {version} again; a pull goes forward when the publisher has a newer one")
+    context.output.data(
+        f"{context.args.model} is {version} again; a pull goes forward when the publisher has a newer one"
+    )
     return Result(keys={"version": version})

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy, the default")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--engine", choices=("primary", "standby"), help="default: the primary, the standby when it fails")
+    parser.add_argument(
+        "--engine", choices=("primary", "standby"), help="default: the primary, the standby when it fails"
+    )
     parser.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
     parser.add_argument("--priority", choices=("critical", "high", "normal", "low"), default="high")
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="for the first token")

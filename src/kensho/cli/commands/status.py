@@ -3,9 +3,9 @@
 import argparse
 from datetime import UTC, datetime
 
+from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.main import Context, Result
-from kensho.cli.output import size_text
 
 CODES = {"degraded": exits.DEGRADED, "damaged": exits.DAMAGED, "storage-missing": exits.FAILURE}
 

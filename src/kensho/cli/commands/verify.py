@@ -3,9 +3,9 @@
 import argparse
 
 from kensho.base.errors import Damaged
+from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.main import Context, Result
-from kensho.cli.output import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,5 +30,7 @@ def run(context: Context) -> Result:
             output.data(f"damaged: {item.path}, chunks {', '.join(map(str, item.chunks))}")
         error = Damaged(f"{len(damaged)} files are damaged", advice="run kensho repair")
         return Result(exits.DAMAGED, keys, error)
-    output.data("every byte is the publisher's" if context.args.full else "all files are as they were when last verified")
+    output.data(
+        "every byte is the publisher's" if context.args.full else "all files are as they were when last verified"
+    )
     return Result(keys=keys)
