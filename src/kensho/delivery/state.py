@@ -1,0 +1,359 @@
+"""What the store knows about its files: one SQLite database in WAL mode. The only file that speaks SQL.
+
+A model becomes current in one transaction here, after all of its bytes are synced: that commit *is* the update. The
+rows of an installed release hold all that a start needs (paths, sizes, digests): no manifest is parsed on that path.
+Verification records say which bytes were hashed and what the kernel said of the file then; they expire.
+
+Callers pass times as seconds since 1970. Methods block for at most BUSY_S, then raise StorageError; they may be called
+from any thread.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kensho.base.clock import Seconds
+from kensho.base.errors import StorageError
+from kensho.base.ids import Digest
+
+BUSY_S = 5.0
+MAX_HISTORY = 20_000
+"""Rows of history kept, oldest dropped first: about 2 MB. A guess."""
+
+_SCHEMA = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE models (
+  model TEXT PRIMARY KEY, current TEXT NOT NULL, previous TEXT, pinned TEXT,
+  uses INTEGER NOT NULL DEFAULT 0, used_at REAL
+) WITHOUT ROWID;
+CREATE TABLE releases (
+  model TEXT NOT NULL, version TEXT NOT NULL, release INTEGER NOT NULL, manifest TEXT NOT NULL,
+  installed_at REAL NOT NULL, PRIMARY KEY (model, version)
+) WITHOUT ROWID;
+CREATE TABLE files (
+  model TEXT NOT NULL, version TEXT NOT NULL, path TEXT NOT NULL, size_bytes INTEGER NOT NULL, digest TEXT NOT NULL,
+  chunk_list TEXT NOT NULL, is_required INTEGER NOT NULL, used TEXT, reason TEXT, PRIMARY KEY (model, version, path)
+) WITHOUT ROWID;
+CREATE TABLE records (
+  name TEXT PRIMARY KEY, digest TEXT NOT NULL, dev INTEGER NOT NULL, inode INTEGER NOT NULL,
+  size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, verified_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE history (
+  id INTEGER PRIMARY KEY, at REAL NOT NULL, digest TEXT NOT NULL, what TEXT NOT NULL, how TEXT NOT NULL
+);
+CREATE INDEX history_of ON history (digest, at);
+CREATE TABLE checks (kind TEXT PRIMARY KEY, at REAL NOT NULL, damaged INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+HistoryWord = Literal["installed", "verified", "damaged", "repaired"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledFile:
+    """One file of an installed release."""
+
+    path: str
+    size_bytes: int
+    digest: Digest
+    chunk_list: Digest
+    is_required: bool
+    used: Digest | None
+    """The blob that stands at `path`: `digest`, that of its fallback, or None where an optional file is absent."""
+    reason: str | None
+    """Why it is not `digest` (row D8); None if it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An installed version of a model. `manifest` is the digest of its manifest document."""
+
+    model: str
+    version: str
+    release: int
+    manifest: Digest
+    installed_at: Seconds
+    files: tuple[InstalledFile, ...]
+
+    @property
+    def is_degraded(self) -> bool:
+        return any(file.used != file.digest for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    model: str
+    current: str
+    previous: str | None
+    pinned: str | None
+    uses: int
+    used_at: Seconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`name` (relative to the store) had exactly the bytes of `digest` at `verified_at`, and this stat."""
+
+    name: str
+    digest: Digest
+    dev: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    verified_at: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """Something that happened to the bytes of one digest (row D13)."""
+
+    at: Seconds
+    what: HistoryWord
+    how: str
+
+
+class State:
+    """The database. `create` makes it; the constructor opens it.
+
+    `is_read_only` also works on a read-only disk; there it may show the state before the last commits, if the last
+    writer was killed: an older state is a whole one too.
+    """
+
+    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._is_read_only = is_read_only
+        with self._errors():
+            self._db = self._connect()
+
+    @staticmethod
+    def create(path: Path) -> None:
+        """The empty database, complete and durable when this returns. `path` must not exist yet; not atomic: the
+        caller makes it under another name and renames it."""
+        try:
+            with sqlite3.connect(path, isolation_level=None) as db:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.executescript(_SCHEMA)
+            db.close()  # the last connection folds the WAL into the file
+        except sqlite3.Error as error:
+            raise _storage_error(path, error) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # --- what is installed ---
+
+    def models(self) -> list[ModelRow]:
+        with self._reading() as db:
+            rows = db.execute("SELECT model, current, previous, pinned, uses, used_at FROM models ORDER BY model")
+            return [ModelRow(*row) for row in rows]
+
+    def releases(self, model: str | None = None) -> list[Release]:
+        """Installed releases, newest first, of one model or of all."""
+        with self._reading() as db:
+            files: dict[tuple[str, str], list[InstalledFile]] = {}
+            for name, version, path, size, digest, chunk_list, is_required, used, reason in db.execute(
+                "SELECT model, version, path, size_bytes, digest, chunk_list, is_required, used, reason FROM files"
+                " WHERE ?1 IS NULL OR model = ?1",
+                (model,),
+            ):
+                found = InstalledFile(path, size, digest, chunk_list, bool(is_required), used, reason)
+                files.setdefault((name, version), []).append(found)
+            rows = db.execute(
+                "SELECT model, version, release, manifest, installed_at FROM releases"
+                " WHERE ?1 IS NULL OR model = ?1 ORDER BY model, release DESC",
+                (model,),
+            )
+            return [Release(*row, tuple(files.get((row[0], row[1]), ()))) for row in rows]
+
+    def install(self, release: Release, records: Iterable[Record], *, now: Seconds) -> None:
+        """The release is there, and is the current one from now on: one transaction, durable when this returns."""
+        with self._writing() as db:
+            key = (release.model, release.version)
+            db.execute("DELETE FROM files WHERE model = ? AND version = ?", key)
+            db.execute(
+                "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?)",
+                (*key, release.release, release.manifest, release.installed_at),
+            )
+            db.executemany(
+                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*key, f.path, f.size_bytes, f.digest, f.chunk_list, f.is_required, f.used, f.reason)
+                    for f in release.files
+                ],
+            )
+            self._put_records(db, records)
+            self._switch(db, *key)
+            self._note(
+                db, {f.used: f"{release.model} {release.version}" for f in release.files if f.used}, "installed", now
+            )
+
+    def switch(self, model: str, version: str) -> None:
+        """Another installed version becomes the current one. Durable when this returns."""
+        with self._writing() as db:
+            self._switch(db, model, version)
+
+    def pin(self, model: str, version: str | None) -> None:
+        with self._writing() as db:
+            db.execute("UPDATE models SET pinned = ? WHERE model = ?", (version, model))
+
+    def remove_release(self, model: str, version: str) -> None:
+        """Forget an installed version that is neither current nor previous."""
+        with self._writing() as db:
+            for table in ("files", "releases"):
+                db.execute(f"DELETE FROM {table} WHERE model = ? AND version = ?", (model, version))  # noqa: S608
+
+    def note_use(self, model: str, *, now: Seconds) -> None:
+        """Use counts order warm-up and prefetch (rows D12, R6)."""
+        with self._writing() as db:
+            db.execute("UPDATE models SET uses = uses + 1, used_at = ? WHERE model = ?", (now, model))
+
+    # --- what was verified ---
+
+    def records(self) -> dict[str, Record]:
+        """By name."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT name, digest, dev, inode, size_bytes, mtime_ns, ctime_ns, verified_at FROM records"
+            )
+            return {row[0]: Record(*row) for row in rows}
+
+    def put_records(self, records: Iterable[Record]) -> None:
+        with self._writing() as db:
+            self._put_records(db, records)
+
+    def drop_records(self, names: Iterable[str]) -> None:
+        with self._writing() as db:
+            db.executemany("DELETE FROM records WHERE name = ?", [(name,) for name in names])
+
+    def note(self, digests: Mapping[Digest, str], what: HistoryWord, *, now: Seconds) -> None:
+        """History (row D13): the same thing happened to the bytes of each digest; the value says how."""
+        with self._writing() as db:
+            self._note(db, digests, what, now)
+
+    def history(self, digest: Digest) -> list[HistoryEntry]:
+        """Newest first."""
+        with self._reading() as db:
+            rows = db.execute("SELECT at, what, how FROM history WHERE digest = ? ORDER BY id DESC", (digest,))
+            return [HistoryEntry(*row) for row in rows]
+
+    def note_check(self, kind: str, *, damaged: int, now: Seconds) -> None:
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (kind, now, damaged))
+
+    def checks(self) -> dict[str, tuple[Seconds, int]]:
+        """Kind of check -> when it was last done, and how many chunks it found damaged."""
+        with self._reading() as db:
+            return {kind: (at, damaged) for kind, at, damaged in db.execute("SELECT kind, at, damaged FROM checks")}
+
+    # --- settings of the store itself ---
+
+    def setting(self, name: str) -> str | None:
+        with self._reading() as db:
+            row = db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+            return None if row is None else str(row[0])
+
+    def set_setting(self, name: str, value: str) -> None:
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
+
+    # --- below: inside a transaction ---
+
+    @staticmethod
+    def _switch(db: sqlite3.Connection, model: str, version: str) -> None:
+        # `previous` stays what it was when the same version is installed again (an optional file came late).
+        db.execute(
+            "INSERT INTO models (model, current) VALUES (?1, ?2) ON CONFLICT (model) DO UPDATE SET"
+            " previous = CASE WHEN current = ?2 THEN previous ELSE current END, current = ?2",
+            (model, version),
+        )
+
+    @staticmethod
+    def _put_records(db: sqlite3.Connection, records: Iterable[Record]) -> None:
+        db.executemany(
+            "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(r.name, r.digest, r.dev, r.inode, r.size_bytes, r.mtime_ns, r.ctime_ns, r.verified_at) for r in records],
+        )
+
+    @staticmethod
+    def _note(db: sqlite3.Connection, digests: Mapping[Digest, str], what: HistoryWord, now: Seconds) -> None:
+        db.executemany(
+            "INSERT INTO history (at, digest, what, how) VALUES (?, ?, ?, ?)",
+            [(now, digest, what, how) for digest, how in digests.items()],
+        )
+        db.execute("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (MAX_HISTORY,))
+
+    # --- the connection ---
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self._is_read_only:
+            db = sqlite3.connect(
+                f"{self._path.as_uri()}?mode=rw",
+                uri=True,
+                timeout=BUSY_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            # FULL: a commit that was reported must survive a power cut, else an update could silently be undone.
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("SELECT 1 FROM settings").fetchone()  # opens the file: a store that cannot be used is told now
+            return db
+        for mode in ("ro", "ro&immutable=1"):  # a read-only disk lets nobody make the WAL's shared memory
+            db = sqlite3.connect(
+                f"{self._path.as_uri()}?mode={mode}",
+                uri=True,
+                timeout=BUSY_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                db.execute("SELECT 1 FROM settings").fetchone()
+                return db
+            except sqlite3.OperationalError:
+                db.close()
+                if mode != "ro":
+                    raise
+        raise AssertionError
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._errors():
+            yield self._db
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _storage_error(self._path, error) from error
+
+
+def _storage_error(path: Path, error: sqlite3.Error) -> StorageError:
+    word = getattr(error, "sqlite_errorname", "")
+    advice = "run `kensho doctor`"
+    if "READONLY" in word or "CANTOPEN" in word:
+        advice = "is the disk mounted, and may this user write there? else choose another store"
+    elif "BUSY" in word:
+        advice = "another process is writing to the store: try again"
+    elif "FULL" in word:
+        advice = "free space and run it again"
+    elif "CORRUPT" in word or "NOTADB" in word:
+        advice = "move the file away, run `kensho init` and `kensho pull`: verified blobs are found again, not fetched"
+    return StorageError(f"the store's database {path} cannot be used: {error}", advice=advice)
