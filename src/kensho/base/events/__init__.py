@@ -18,7 +18,14 @@ from kensho.base.events.delivery import (
     UpdateApplied,
 )
 from kensho.base.events.event import Emit, Event, Level, Service
-from kensho.base.events.resilience import CanaryFinished, CircuitChanged, RequestFinished, RequestRejected, StreamMoved
+from kensho.base.events.resilience import (
+    AdmissionChanged,
+    CanaryFinished,
+    CircuitChanged,
+    RequestFinished,
+    RequestRejected,
+    StreamMoved,
+)
 from kensho.base.events.runtime import (
     CompileFinished,
     CompileRetried,
@@ -31,6 +38,7 @@ from kensho.base.events.runtime import (
 )
 
 __all__ = [
+    "AdmissionChanged",
     "CanaryFinished",
     "CheckFinished",
     "ChunkCorrupt",

@@ -80,3 +80,17 @@ class RequestFinished(Event):
     gap_ms: float
     first_token_ms: float
     tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionChanged(Event):
+    """How hard pressed the queue is: NORMAL, PRESSURED or SATURATED (row S5: the system says that it is overloaded)."""
+
+    name: ClassVar[str] = "admission.changed"
+    service: ClassVar[Service] = "resilience"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "intake of {model}: {from_level} -> {to_level}; {next_step}"
+    model: str
+    from_level: str
+    to_level: str
+    next_step: str
