@@ -1,33 +1,185 @@
-"""One model in memory: token ids in, logits of the last position out, KV cache in buffers of our own."""
+"""One model in memory: token ids in, logits of the last position out. The only file that knows ONNX Runtime.
+
+Tiers: `raw` (exact, weights in the delivered safetensors), `mapped` (int8 read straight from the map: loads in
+milliseconds, little memory of its own), `packed` (the same file, weights copied into the kernels' own layout at load:
+faster long prompts, one more copy in memory). The KV cache lies in buffers of our own that the graph reads as past and
+writes as present, so a step copies nothing and forgetting is setting `position`.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
+from kensho.base.errors import ConfigError, EngineError, WrongNumbers
+from kensho.runtime.header import DEFAULT_MAX_POSITIONS, GRAPH_FILE
+
 Tier = Literal["raw", "mapped", "mixed", "packed"]
+_MAX_GRAPH_BYTES = 1024 * 1024 * 1024
+ENGINE_VERSION: str = onnxruntime.__version__
+_FATAL = 4
+"""Log level: ONNX Runtime also raises what it would print."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """The sizes that a graph carries as metadata."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+
+    @property
+    def kv_bytes_per_position(self) -> int:
+        return 2 * 4 * self.layers * self.kv_heads * self.head_dim
 
 
 class Session:
-    """An ONNX Runtime session and its KV cache. Not thread-safe; one sequence at a time."""
+    """A loaded graph with one sequence's KV cache. Not thread-safe. Close it off the request path (about 10 ms).
 
-    position: int
-    max_context: int
-    vocab_size: int
+    Memory: kv_bytes_per_position * max_context (75 MB for 270M and 2048), taken page by page as the sequence grows.
+    """
+
+    def __init__(self, engine: onnxruntime.InferenceSession, facts: GraphFacts, max_context: int) -> None:
+        self.facts = facts
+        self.vocab_size = facts.vocab_size
+        self.max_context = max_context
+        self.position = 0
+        self._engine = engine
+        self._binding = engine.io_binding()
+        # An OrtValue made of an array uses its memory: the arrays must live as long as the binding.
+        self._last_position = np.zeros(1, np.int32)
+        self._total_length = np.zeros(1, np.int32)
+        self._one_id = np.zeros((1, 1), np.int64)
+        self._logits = np.zeros((1, facts.vocab_size), np.float32)
+        self._one_id_value = _value(self._one_id)
+        self._kept = self._bind()
 
     @classmethod
     def load(
-        cls, graph_folder: Path, model_folder: Path, *, tier: Tier, max_context: int | None, threads: int
+        cls, graph_folder: Path, model_folder: Path, *, tier: Tier, max_context: int | None = None, threads: int = 1
     ) -> "Session":
-        raise NotImplementedError
+        """Load graph_folder/graph.onnx. `raw` takes its weights from `model_folder`, the others from `graph_folder`.
+
+        `max_context` in tokens is at most what the graph was made for; None = that, but at most 4096. Hash the
+        files first (`header.verify_graph`): ONNX Runtime does not notice changed weights. Raises EngineError (the
+        graph or its weights cannot be loaded: drop the entry) and ConfigError (tier or context not possible).
+        """
+        if tier == "mixed":
+            raise ConfigError("the mixed tier is not built yet", advice="use mapped or packed")
+        weights_folder = model_folder if tier == "raw" else graph_folder
+        try:
+            with (graph_folder / GRAPH_FILE).open("rb") as file:
+                graph = file.read(_MAX_GRAPH_BYTES)
+            # ONNX Runtime's exceptions share no base class below Exception.
+            engine = onnxruntime.InferenceSession(
+                graph, _options(tier, weights_folder, threads), providers=["CPUExecutionProvider"]
+            )
+            facts = _read_facts(engine)
+        except Exception as error:
+            raise EngineError(
+                f"the {tier} graph cannot be loaded: {_first_line(error)}", advice="drop the entry and compile again"
+            ) from error
+        wanted = min(facts.max_positions, DEFAULT_MAX_POSITIONS) if max_context is None else max_context
+        if not 1 <= wanted <= facts.max_positions:
+            raise ConfigError(
+                f"a context of {wanted} tokens is not possible with this graph",
+                advice=f"choose 1 to {facts.max_positions}",
+            )
+        return cls(engine, facts, wanted)
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        raise NotImplementedError
+        """Feed `ids` (at least one) after what was fed before; returns the last position's logits, (vocab_size,).
+
+        The array is the caller's. Blocks for the computation. On an error `position` is unchanged, so the step can
+        be tried again. Raises EngineError, WrongNumbers (not finite), ConfigError (ids or context out of range).
+        """
+        total = self.position + len(ids)
+        if not ids or min(ids) < 0 or max(ids) >= self.vocab_size:
+            raise ConfigError(
+                f"token ids must be from 0 to {self.vocab_size - 1}, at least one", advice="check the tokenizer"
+            )
+        if total > self.max_context:
+            raise ConfigError(
+                f"{total} tokens do not fit into the context of {self.max_context}",
+                advice="shorten the prompt or load with a longer context",
+            )
+        if len(ids) == 1:
+            self._one_id[0, 0] = ids[0]
+            new_ids = self._one_id_value
+        else:
+            new_ids = _value(np.array([ids], np.int64))
+        self._last_position[0], self._total_length[0] = total - 1, total
+        try:
+            self._binding.bind_ortvalue_input("input_ids", new_ids)
+            self._engine.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise EngineError(f"a step failed: {_first_line(error)}", advice="restart the engine") from error
+        if not np.isfinite(self._logits).all():
+            raise WrongNumbers("the logits are not finite", advice="verify the model and compile it again")
+        self.position = total
+        logits: NDArray[np.float32] = self._logits[0].copy()
+        return logits
 
     def rewind(self, position: int) -> None:
-        raise NotImplementedError
+        """Forget everything from `position` on; the prefix stays usable. Free of cost."""
+        if not 0 <= position <= self.position:
+            raise ConfigError(f"cannot rewind from {self.position} to {position}", advice="rewind to a past position")
+        self.position = position
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Give the memory back. The session cannot be used afterwards. Idempotent."""
+        self._kept.clear()
+        self.__dict__.pop("_binding", None)
+        self.__dict__.pop("_engine", None)
+
+    def _bind(self) -> list[onnxruntime.OrtValue]:
+        facts, binding = self.facts, self._binding
+        shape = (1, facts.kv_heads, self.max_context, facts.head_dim)
+        kept = [_value(self._last_position), _value(self._total_length), _value(self._logits)]
+        binding.bind_ortvalue_input("last_position", kept[0])
+        binding.bind_ortvalue_input("total_length", kept[1])
+        binding.bind_ortvalue_output("logits", kept[2])
+        for layer in range(facts.layers):
+            for part in ("key", "value"):
+                cache = _value(np.zeros(shape, np.float32))
+                binding.bind_ortvalue_input(f"past.{layer}.{part}", cache)
+                binding.bind_ortvalue_output(f"present.{layer}.{part}", cache)
+                kept.append(cache)
+        return kept
+
+
+def _options(tier: Tier, weights_folder: Path, threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    # Measured: the optimiser gains nothing on our graphs, and on the raw one it would fold the casts into copies.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Spinning threads take cores from the program that embeds us (and collapse on a busy machine).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
+    if tier != "packed":
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if tier == "raw":
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    return options
+
+
+def _read_facts(engine: onnxruntime.InferenceSession) -> GraphFacts:
+    facts = engine.get_modelmeta().custom_metadata_map
+    return GraphFacts(**{name: int(facts[f"kensho.{name}"]) for name in GraphFacts.__dataclass_fields__})
+
+
+def _value(array: NDArray[np.generic]) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
