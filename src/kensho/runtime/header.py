@@ -38,6 +38,8 @@ RECIPE = "int8-rows"
 """Weights int8 per output channel stored [K, N]; activations quantised per row; tied table stored once."""
 RECIPE_VERSION = 1
 ENGINE = "onnxruntime"
+DEFAULT_MAX_POSITIONS = 4096
+"""Context that graphs are made for unless asked otherwise: 8 MB of rope tables for 270M; 32768 would be 67 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class KeyFields:
     system: str
     cpu_features: tuple[str, ...]
     max_positions: int
-    """Positions in the rope tables: the longest context the graph can serve."""
+    """The longest context the graph is made for; the model's own limit, when lower, still holds."""
     engine: str = ENGINE
     recipe: str = RECIPE
     recipe_version: int = RECIPE_VERSION

@@ -1,0 +1,103 @@
+"""Write the files of a compiled graph: weights.bin through a map, graph.onnx, header.json; hash and fsync them."""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kensho.base.errors import KenshoError, NotEnoughSpace, StorageError
+from kensho.runtime.graph_int8 import Constant
+from kensho.runtime.header import BLOCK_BYTES, GRAPH_FILE, WEIGHTS_FILE, Section, hash_section
+from kensho.runtime.weights_layout import Layout, Matrix
+
+
+class WeightsFile:
+    """weights.bin of one layout, its space reserved, mapped for writing. Use with `with`."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self._layout = layout
+        self._file = (folder / WEIGHTS_FILE).open("x+b")
+        # All of it now: a full disk must be an error here and not a SIGBUS in the middle of a mapped write.
+        os.posix_fallocate(self._file.fileno(), 0, layout.size_bytes)
+        self._map = mmap.mmap(self._file.fileno(), layout.size_bytes)
+
+    def __enter__(self) -> "WeightsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The map goes with the last array over it: closing it here would raise while an error's traceback holds one.
+        self._file.close()
+
+    def matrix(self, matrix: Matrix) -> NDArray[np.int8]:
+        """The (columns, rows) array to be filled. Drop it before the file is closed."""
+        place = self._layout.places[matrix.name]
+        flat = np.frombuffer(self._map, np.int8, place.size_bytes, place.offset)
+        return flat.reshape(matrix.columns, matrix.rows)
+
+    def write(self, constants: dict[str, Constant]) -> None:
+        """Those of the constants that have a place here."""
+        for name, array in constants.items():
+            if place := self._layout.places.get(name):
+                self._map[place.offset : place.offset + place.size_bytes] = array.tobytes()
+
+    def sections(self, on_block: Callable[[int], None]) -> Iterator[Section]:
+        """The hashed sections, padding included. `on_block(count)` after each section."""
+        with memoryview(self._map) as data:
+            for place in self._layout.places.values():
+                section = hash_section(place.name, WEIGHTS_FILE, place.offset, data[place.offset : place.end])
+                on_block(len(section.blocks))
+                yield section
+
+    def flush(self) -> None:
+        self._map.flush()
+        os.fsync(self._file.fileno())
+
+
+def count_blocks(layout: Layout) -> int:
+    """How many SHA-256 the sections of weights.bin will have."""
+    return sum(-(-(place.end - place.offset) // BLOCK_BYTES) for place in layout.places.values())
+
+
+def graph_section(graph: bytes) -> Section:
+    return hash_section("graph", GRAPH_FILE, 0, memoryview(graph))
+
+
+def write_file(folder: Path, name: str, data: bytes) -> None:
+    """Write and fsync, replacing what is there."""
+    with (folder / name).open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(folder: Path, needed_bytes: int) -> Iterator[None]:
+    """OSErrors of the block as StorageError, a full disk as NotEnoughSpace."""
+    try:
+        yield
+    except KenshoError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NotEnoughSpace(
+                f"not enough space to compile in {folder}: need {needed_bytes // 2**20 + 1} MiB",
+                advice="free space; the model still runs uncompiled",
+                needed_bytes=needed_bytes,
+            ) from error
+        raise StorageError(
+            f"cannot write the compiled graph in {folder}: {error.strerror}", advice="check the folder and its disk"
+        ) from error

@@ -1,0 +1,71 @@
+"""A real Gemma-3 text model with random weights, made once a run, and small edits of it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kensho.base.clock import SystemClock
+from kensho.base.ids import digest_of
+from kensho.runtime.header import GraphHeader, KeyFields
+from kensho.runtime.machine import read_machine
+from kensho.runtime.stages import compile_model
+
+MAKE_GEMMA = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `make_gemma.py --size tiny`. Shared: never written to."""
+    folder = tmp_path_factory.mktemp("tiny-model") / "model"
+    subprocess.run([sys.executable, MAKE_GEMMA, folder, "--size", "tiny"], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def edited_model(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of the tiny model whose config.json has other values; None removes a key."""
+
+    def edit(**changes: object) -> Path:
+        folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for file in tiny_model.iterdir():
+            shutil.copy(file, folder)
+        config = json.loads((folder / "config.json").read_text()) | changes
+        config = {name: value for name, value in config.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def machine_key() -> KeyFields:
+    """Key fields of this machine for a model that no test looks up by content."""
+    machine = read_machine()
+    return KeyFields(
+        weights_digest=digest_of(b"weights"),
+        config_digest=digest_of(b"config"),
+        tokenizer_digest=digest_of(b"tokenizer"),
+        engine_version=machine.engine_version,
+        arch=machine.arch,
+        system=machine.system,
+        cpu_features=machine.cpu_features,
+        max_positions=512,
+    )
+
+
+@pytest.fixture(scope="session")
+def compiled_tiny(
+    tiny_model: Path, machine_key: KeyFields, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, GraphHeader]:
+    """The tiny model compiled for this machine: (folder, header). Shared: never written to."""
+    folder = tmp_path_factory.mktemp("tiny-graph")
+    header = compile_model(
+        tiny_model, folder, key=machine_key, model="tiny", version="1", clock=SystemClock(), progress=lambda *_: None
+    )
+    return folder, header

@@ -1,0 +1,98 @@
+"""Compiling: five honest stages, an artefact that verifies, and one clear error for what cannot be compiled."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from kensho.base.clock import SystemClock
+from kensho.base.errors import CompileFailed, Damaged
+from kensho.runtime import self_test, stages
+from kensho.runtime.header import GraphHeader, KeyFields, read_header, verify_graph
+from kensho.runtime.stages import STAGES, compile_model
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def compile_into(machine_key: KeyFields, tmp_path: Path) -> Callable[..., tuple[Path, list[tuple[str, int, int, str]]]]:
+    def run(model: Path, key: KeyFields = machine_key) -> tuple[Path, list[tuple[str, int, int, str]]]:
+        out, seen = tmp_path / "graph", []
+        out.mkdir()
+        compile_model(
+            model,
+            out,
+            key=key,
+            model="m",
+            version="1",
+            clock=SystemClock(),
+            progress=lambda *report: seen.append(report),
+        )
+        return out, seen
+
+    return run
+
+
+def test_every_stage_reports_its_own_work_from_nothing_to_all_of_it(tiny_model: Path, compile_into: Callable) -> None:
+    _, seen = compile_into(tiny_model)
+    assert list(dict.fromkeys(stage for stage, *_ in seen)) == list(STAGES)
+    units = {}
+    for stage in STAGES:
+        reports = [(done, total, unit) for name, done, total, unit in seen if name == stage]
+        assert reports[0][0] == 0 < reports[0][1] == reports[-1][0] == reports[-1][1]
+        assert all(before[0] <= after[0] for before, after in pairwise(reports))
+        units[stage] = (reports[-1][1], reports[-1][2])
+    assert units["parsing"] == (28, "tensors")
+    assert units["linking"] == (2, "layers")
+    assert units["compiling"] == (336_576 - 704, "bytes")  # one byte for each weight but the norms'
+
+
+def test_the_artefact_is_complete_verified_and_has_no_litter(tiny_model: Path, compile_into: Callable) -> None:
+    out, _ = compile_into(tiny_model)
+    assert sorted(file.name for file in out.iterdir()) == ["graph.onnx", "header.json", "weights.bin"]
+    header = read_header(out)
+    verify_graph(out, header)
+    assert header.size_bytes == sum((out / name).stat().st_size for name in ("graph.onnx", "weights.bin"))
+    assert header.kv_bytes_per_position == 2 * 2 * 32 * 4
+
+
+def test_the_same_model_compiles_to_the_same_bytes(
+    tiny_model: Path, compiled_tiny: tuple[Path, GraphHeader], compile_into: Callable
+) -> None:
+    out, _ = compile_into(tiny_model)
+    assert read_header(out).sections == compiled_tiny[1].sections
+    assert read_header(out).self_test == compiled_tiny[1].self_test
+
+
+def test_a_flipped_bit_of_the_weights_is_found(tiny_model: Path, compile_into: Callable) -> None:
+    out, _ = compile_into(tiny_model)
+    with (out / "weights.bin").open("r+b") as file:
+        file.seek(123_456)
+        byte = file.read(1)[0]
+        file.seek(123_456)
+        file.write(bytes([byte ^ 16]))
+    with pytest.raises(Damaged, match="section"):
+        verify_graph(out, read_header(out))
+
+
+def test_a_form_that_answers_too_far_is_not_chosen(
+    tiny_model: Path, compile_into: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    u8, u7 = stages.FORMS
+    saturating = replace(u8, zero=0)  # every negative activation becomes 0, as sums that saturate lose their excess
+    monkeypatch.setattr(stages, "FORMS", (saturating, u7))
+    out, seen = compile_into(tiny_model)
+    header = read_header(out)
+    assert header.form == "u7"
+    verify_graph(out, header)
+    assert seen[-1][1] == seen[-1][2]
+
+
+def test_no_form_good_enough_is_one_clear_error(
+    tiny_model: Path, compile_into: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "MAX_ERROR", 0.0)
+    with pytest.raises(CompileFailed, match="too far from the exact one"):
+        compile_into(tiny_model)
