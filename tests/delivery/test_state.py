@@ -8,12 +8,13 @@ import pytest
 from kensho.base.errors import StorageError
 from kensho.base.ids import digest_of
 from kensho.delivery import state as state_module
-from kensho.delivery.state import InstalledFile, ModelRow, Record, Release, State
+from kensho.delivery.installed import InstalledFile, ModelRow, Record, Release
+from kensho.delivery.state import State
 
 FILE = InstalledFile("a.bin", 3, digest_of(b"abc"), digest_of(b"list"), True, digest_of(b"abc"), None)
 FIRST = Release("m", "1", 1, digest_of(b"manifest"), 5.0, (FILE,))
 SECOND = replace(FIRST, version="2", release=2)
-RECORD = Record("blobs/x", digest_of(b"abc"), 2**40, 2**62, 3, 2**61, 2**61 + 1, 5.5)
+RECORD = Record(2**40, 2**62, digest_of(b"abc"), 3, 2**61, 2**61 + 1, 5.5)
 
 
 @pytest.fixture
@@ -25,15 +26,12 @@ def state(tmp_path: Path) -> State:
 def test_an_installed_release_is_current_and_survives_reopening(state: State, tmp_path: Path) -> None:
     state.install(FIRST, [RECORD], now=5.0)
     state.close()
-    for is_read_only in (False, True):
-        again = State(tmp_path / "state.db", is_read_only=is_read_only)
-        assert again.models() == [ModelRow("m", "1", None, None, 0, None)]
-        assert again.releases("m") == again.releases() == [FIRST]
-        assert again.records() == {"blobs/x": RECORD}
-        assert [(entry.at, entry.what, entry.how) for entry in again.history(FILE.digest)] == [
-            (5.0, "installed", "m 1")
-        ]
-        again.close()
+    again = State(tmp_path / "state.db")
+    assert again.models() == [ModelRow("m", "1", None, None, 0, None)]
+    assert again.releases("m") == again.releases() == [FIRST]
+    assert again.records() == {(RECORD.dev, RECORD.inode): RECORD}
+    assert [(entry.at, entry.what, entry.how) for entry in again.history(FILE.digest)] == [(5.0, "installed", "m 1")]
+    again.close()
 
 
 def test_switching_remembers_the_previous_version_and_goes_both_ways(state: State) -> None:
@@ -72,7 +70,7 @@ def test_pins_uses_checks_settings_and_removal(state: State) -> None:
     assert state.models() == [ModelRow("m", "1", None, "1", 1, 9.0)]
     assert state.checks() == {"full": (7.0, 2)}
     assert (state.setting("source"), state.setting("none")) == ("http://y", None)
-    state.drop_records(["blobs/x"])
+    state.drop_records([(RECORD.dev, RECORD.inode)])
     state.remove_release("m", "1")
     assert (state.records(), state.releases()) == ({}, [])
 
@@ -85,7 +83,7 @@ def test_history_is_bounded(state: State, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_open_reader_sees_the_old_state_until_the_commit(state: State, tmp_path: Path) -> None:
-    reader = State(tmp_path / "state.db", is_read_only=True)
+    reader = State(tmp_path / "state.db")
     with state._writing() as db:
         State._switch(db, "m", "1")
         assert reader.models() == []
@@ -96,8 +94,7 @@ def test_an_open_reader_sees_the_old_state_until_the_commit(state: State, tmp_pa
 def test_a_file_that_is_no_database_or_absent_is_a_sentence_with_advice(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"garbage" * 1000)
     for path in (tmp_path / "state.db", tmp_path / "none" / "state.db"):
-        for is_read_only in (False, True):
-            with pytest.raises(StorageError) as caught:
-                State(path, is_read_only=is_read_only)
-            assert caught.value.advice
+        with pytest.raises(StorageError) as caught:
+            State(path)
+        assert caught.value.advice
     assert (tmp_path / "state.db").read_bytes() == b"garbage" * 1000

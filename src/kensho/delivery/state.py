@@ -8,17 +8,17 @@ Callers pass times as seconds since 1970. Methods block for at most BUSY_S, then
 from any thread.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import StorageError
 from kensho.base.ids import Digest
+from kensho.delivery.installed import HistoryEntry, HistoryWord, InstalledFile, ModelRow, Record, Release
 
 BUSY_S = 5.0
 MAX_HISTORY = 20_000
@@ -39,8 +39,8 @@ CREATE TABLE files (
   chunk_list TEXT NOT NULL, is_required INTEGER NOT NULL, used TEXT, reason TEXT, PRIMARY KEY (model, version, path)
 ) WITHOUT ROWID;
 CREATE TABLE records (
-  name TEXT PRIMARY KEY, digest TEXT NOT NULL, dev INTEGER NOT NULL, inode INTEGER NOT NULL,
-  size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, verified_at REAL NOT NULL
+  dev INTEGER NOT NULL, inode INTEGER NOT NULL, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+  mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, verified_at REAL NOT NULL, PRIMARY KEY (dev, inode)
 ) WITHOUT ROWID;
 CREATE TABLE history (
   id INTEGER PRIMARY KEY, at REAL NOT NULL, digest TEXT NOT NULL, what TEXT NOT NULL, how TEXT NOT NULL
@@ -49,84 +49,18 @@ CREATE INDEX history_of ON history (digest, at);
 CREATE TABLE checks (kind TEXT PRIMARY KEY, at REAL NOT NULL, damaged INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-HistoryWord = Literal["installed", "verified", "damaged", "repaired"]
-
-
-@dataclass(frozen=True, slots=True)
-class InstalledFile:
-    """One file of an installed release."""
-
-    path: str
-    size_bytes: int
-    digest: Digest
-    chunk_list: Digest
-    is_required: bool
-    used: Digest | None
-    """The blob that stands at `path`: `digest`, that of its fallback, or None where an optional file is absent."""
-    reason: str | None
-    """Why it is not `digest` (row D8); None if it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """An installed version of a model. `manifest` is the digest of its manifest document."""
-
-    model: str
-    version: str
-    release: int
-    manifest: Digest
-    installed_at: Seconds
-    files: tuple[InstalledFile, ...]
-
-    @property
-    def is_degraded(self) -> bool:
-        return any(file.used != file.digest for file in self.files)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    model: str
-    current: str
-    previous: str | None
-    pinned: str | None
-    uses: int
-    used_at: Seconds | None
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """`name` (relative to the store) had exactly the bytes of `digest` at `verified_at`, and this stat."""
-
-    name: str
-    digest: Digest
-    dev: int
-    inode: int
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-    verified_at: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
-    """Something that happened to the bytes of one digest (row D13)."""
-
-    at: Seconds
-    what: HistoryWord
-    how: str
-
 
 class State:
-    """The database. `create` makes it; the constructor opens it.
+    """The database. `create` makes it; the constructor opens it, read-only where it may not be written.
 
-    `is_read_only` also works on a read-only disk; there it may show the state before the last commits, if the last
-    writer was killed: an older state is a whole one too.
+    On a read-only disk it may show the state before the last commits, if the last writer was killed: an older state is
+    a whole one too.
     """
 
-    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
-        self._is_read_only = is_read_only
+        self.is_read_only = False
         with self._errors():
             self._db = self._connect()
 
@@ -169,7 +103,7 @@ class State:
                 " WHERE ?1 IS NULL OR model = ?1 ORDER BY model, release DESC",
                 (model,),
             )
-            return [Release(*row, tuple(files.get((row[0], row[1]), ()))) for row in rows]
+            return [Release(m, v, n, d, at, tuple(files.get((m, v), ()))) for m, v, n, d, at in rows]
 
     def install(self, release: Release, records: Iterable[Record], *, now: Seconds) -> None:
         """The release is there, and is the current one from now on: one transaction, durable when this returns."""
@@ -215,21 +149,19 @@ class State:
 
     # --- what was verified ---
 
-    def records(self) -> dict[str, Record]:
-        """By name."""
+    def records(self) -> dict[tuple[int, int], Record]:
+        """By (dev, inode)."""
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT name, digest, dev, inode, size_bytes, mtime_ns, ctime_ns, verified_at FROM records"
-            )
-            return {row[0]: Record(*row) for row in rows}
+            rows = db.execute("SELECT dev, inode, digest, size_bytes, mtime_ns, ctime_ns, verified_at FROM records")
+            return {(row[0], row[1]): Record(*row) for row in rows}
 
     def put_records(self, records: Iterable[Record]) -> None:
         with self._writing() as db:
             self._put_records(db, records)
 
-    def drop_records(self, names: Iterable[str]) -> None:
+    def drop_records(self, inodes: Iterable[tuple[int, int]]) -> None:
         with self._writing() as db:
-            db.executemany("DELETE FROM records WHERE name = ?", [(name,) for name in names])
+            db.executemany("DELETE FROM records WHERE dev = ? AND inode = ?", inodes)
 
     def note(self, digests: Mapping[Digest, str], what: HistoryWord, *, now: Seconds) -> None:
         """History (row D13): the same thing happened to the bytes of each digest; the value says how."""
@@ -276,8 +208,8 @@ class State:
     @staticmethod
     def _put_records(db: sqlite3.Connection, records: Iterable[Record]) -> None:
         db.executemany(
-            "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(r.name, r.digest, r.dev, r.inode, r.size_bytes, r.mtime_ns, r.ctime_ns, r.verified_at) for r in records],
+            "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(r.dev, r.inode, r.digest, r.size_bytes, r.mtime_ns, r.ctime_ns, r.verified_at) for r in records],
         )
 
     @staticmethod
@@ -291,34 +223,28 @@ class State:
     # --- the connection ---
 
     def _connect(self) -> sqlite3.Connection:
-        if not self._is_read_only:
+        if not os.access(self._path, os.F_OK):
+            raise StorageError(f"no {self._path}", advice="is the disk mounted? else make the store with `kensho init`")
+        errors: list[sqlite3.Error] = []
+        for mode in ("rw", "ro", "ro&immutable=1"):  # on a read-only disk nobody can make the WAL's shared memory
             db = sqlite3.connect(
-                f"{self._path.as_uri()}?mode=rw",
-                uri=True,
-                timeout=BUSY_S,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            # FULL: a commit that was reported must survive a power cut, else an update could silently be undone.
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("SELECT 1 FROM settings").fetchone()  # opens the file: a store that cannot be used is told now
-            return db
-        for mode in ("ro", "ro&immutable=1"):  # a read-only disk lets nobody make the WAL's shared memory
-            db = sqlite3.connect(
-                f"{self._path.as_uri()}?mode={mode}",
+                f"{self._path.absolute().as_uri()}?mode={mode}",
                 uri=True,
                 timeout=BUSY_S,
                 isolation_level=None,
                 check_same_thread=False,
             )
             try:
-                db.execute("SELECT 1 FROM settings").fetchone()
-                return db
-            except sqlite3.OperationalError:
+                db.execute("SELECT 1 FROM settings").fetchone()  # opens the file: what cannot be used is told now
+                # FULL: a commit that was reported must survive a power cut, else an update could silently be undone.
+                db.execute("PRAGMA synchronous=FULL")
+            except sqlite3.Error as error:
                 db.close()
-                if mode != "ro":
-                    raise
-        raise AssertionError
+                errors.append(error)
+                continue
+            self.is_read_only = mode != "rw" or not os.access(self._path, os.W_OK)
+            return db
+        raise errors[0]
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -327,6 +253,8 @@ class State:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
+        if self.is_read_only:
+            raise StorageError(f"{self._path} cannot be written", advice="use a store that this user may write")
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
