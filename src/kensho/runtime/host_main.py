@@ -8,6 +8,7 @@ Errors of ours go to the parent as Failed and the host lives on; anything else e
 stderr are what the parent reports.
 """
 
+import contextlib
 import select
 import socket
 import sys
@@ -23,7 +24,7 @@ from kensho.runtime.faults import Faults
 from kensho.runtime.frames import Message
 from kensho.runtime.generation import Generator
 from kensho.runtime.parent_death import die_with_parent
-from kensho.runtime.pins import pin_graph
+from kensho.runtime.pins import Pin, pin_graph
 from kensho.runtime.session import Session
 
 _READ_BYTES = 65536
@@ -81,6 +82,7 @@ class Host:
         self._faults = Faults()
         self._clock = clock
         self._generator: Generator | None = None
+        self._pin: Pin | None = None
 
     def serve(self) -> None:
         """Answer until the socket closes (ParentGoneError)."""
@@ -104,14 +106,16 @@ class Host:
         except KenshoError as error:
             answer = frames.Failed(request, describe_error(error))
         except MemoryError:
-            error = EngineError("the engine host is out of memory", advice="use a smaller model or context")
-            answer = frames.Failed(request, describe_error(error))
+            refusal = EngineError("the engine host is out of memory", advice="use a smaller model or context")
+            answer = frames.Failed(request, describe_error(refusal))
         self._channel.send(answer)
 
     def _load(self, load: frames.Load) -> Message:
         began_s = self._clock.monotonic_s()
         graph_folder = Path(load.graph_folder)
-        pin_graph(graph_folder)
+        # Held until this process ends. A raw graph has nothing to pin, and the parent's own pin protects meanwhile.
+        with contextlib.suppress(OSError):
+            self._pin = pin_graph(graph_folder)
         session = Session.load(
             graph_folder,
             Path(load.model_folder),

@@ -1,0 +1,80 @@
+"""What was verified of a cached graph and when it was last used, as a small file inside the entry. Pure.
+
+Hashing 280 MB costs 150 ms, so every byte is hashed once and then trusted while (device, inode, size, mtime, ctime) of
+each file stay what they were; no program can set ctime. The record lies inside the entry, so that it goes when the
+entry goes. It is a hint: an unreadable one costs one more hashing.
+
+`used` is a counter, not a time: a clock that was wrong once must not decide what is evicted.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kensho.base.ids import GraphKey
+
+RECORD_FILE = "verified.json"
+MAX_RECORD_BYTES = 16384
+_FORMAT = 1
+
+Stamp = tuple[int, int, int, int, int]
+"""device, inode, size, mtime_ns, ctime_ns"""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRecord:
+    files: Mapping[str, Stamp]
+    """What each file was when its bytes were hashed and right; the header too."""
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedGraph:
+    """One line of the cache's list."""
+
+    key: GraphKey
+    size_bytes: int
+    used: int
+    """Rises with every use of any entry: the lowest was used longest ago."""
+    is_pinned: bool
+
+
+def stamp_of(stat: os.stat_result) -> Stamp:
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def dump_record(record: GraphRecord) -> bytes:
+    document = {"format": _FORMAT, "used": record.used, "files": {k: list(v) for k, v in record.files.items()}}
+    return json.dumps(document, sort_keys=True).encode()
+
+
+def parse_record(data: bytes) -> GraphRecord | None:
+    """The record in these bytes, None if there is anything odd about them. Never raises."""
+    try:
+        document = json.loads(data)
+        if document["format"] != _FORMAT or type(document["used"]) is not int:
+            return None
+        files = {str(name): _stamp(values) for name, values in document["files"].items()}
+        return GraphRecord(files, document["used"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _stamp(values: Sequence[int]) -> Stamp:
+    device, inode, size, mtime_ns, ctime_ns = values
+    return (device, inode, size, mtime_ns, ctime_ns)
+
+
+def choose_evictions(entries: Iterable[CachedGraph], limit_bytes: int) -> list[GraphKey]:
+    """Which entries to remove so that the rest fits into `limit_bytes`: longest unused first, pinned ones never."""
+    entries = sorted(entries, key=lambda entry: entry.used)
+    total = sum(entry.size_bytes for entry in entries)
+    chosen = []
+    for entry in entries:
+        if total <= limit_bytes:
+            break
+        if not entry.is_pinned:
+            chosen.append(entry.key)
+            total -= entry.size_bytes
+    return chosen

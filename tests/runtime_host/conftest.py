@@ -1,0 +1,89 @@
+"""Small compiled graphs without a compiler: bytes of any content with a header that fits."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from kensho.base.events import Event
+from kensho.base.ids import GraphKey, digest_of
+from kensho.runtime.graph_cache import GraphCache, Hit
+from kensho.runtime.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key, hash_section
+
+MakeEntry = Callable[[GraphCache, str], GraphKey]
+
+
+def key_fields(content: str) -> KeyFields:
+    return KeyFields(
+        weights_digest=digest_of(content.encode()),
+        config_digest=digest_of(b"config"),
+        tokenizer_digest=digest_of(b"tokenizer"),
+        engine_version="1",
+        arch="x86_64",
+        system="linux",
+        cpu_features=(),
+        max_positions=64,
+    )
+
+
+def write_graph(folder: Path, content: str, *, size_bytes: int = 5000) -> GraphHeader:
+    """A complete graph of `content` in the existing `folder`, as a compiler leaves it."""
+    graph, weights = f"graph of {content}".encode(), (content.encode() * size_bytes)[:size_bytes]
+    header = GraphHeader(
+        model="m",
+        version="1",
+        schema=digest_of(b"schema"),
+        key=key_fields(content),
+        form="u8",
+        vocab_size=8,
+        kv_bytes_per_position=8,
+        sections=(
+            hash_section("graph", "graph.onnx", 0, memoryview(graph)),
+            hash_section("weights", "weights.bin", 0, memoryview(weights)),
+        ),
+        self_test=SelfTestVector((1,), (2,), (3,), 4),
+        created="2026-01-02T03:04:05Z",
+        compile_ms=1,
+    )
+    (folder / "graph.onnx").write_bytes(graph)
+    (folder / "weights.bin").write_bytes(weights)
+    (folder / "header.json").write_bytes(dump_header(header))
+    return header
+
+
+def publish(cache: GraphCache, content: str, *, size_bytes: int = 5000) -> tuple[GraphKey, Hit]:
+    key = graph_key(key_fields(content))
+    lock = cache.compile_lock(key)
+    assert lock
+    temp = cache.make_temp()
+    write_graph(temp.path, content, size_bytes=size_bytes)
+    try:
+        return key, cache.publish(key, temp)
+    finally:
+        temp.close()
+        lock.close()
+
+
+@pytest.fixture
+def put() -> Callable[..., tuple[GraphKey, Hit]]:
+    """Publish an entry of some content: (cache, content, size_bytes=5000) -> its key and the pinned hit."""
+    return publish
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path, events: list[Event]) -> Iterator[Callable[..., GraphCache]]:
+    """A cache on the same folder each time, as another process would have it."""
+    numbers = count()
+
+    def make(limit_bytes: int = 1 << 30) -> GraphCache:
+        return GraphCache(
+            tmp_path / "graphs", limit_bytes=limit_bytes, token=lambda: f"t{next(numbers)}", emit=events.append
+        )
+
+    yield make

@@ -1,0 +1,41 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kensho.base.ids import GraphKey
+from kensho.runtime.graph_record import CachedGraph, GraphRecord, choose_evictions, dump_record, parse_record
+
+NUMBER = st.integers(0, 2**63)
+RECORDS = st.builds(GraphRecord, st.dictionaries(st.text(max_size=9), st.tuples(*[NUMBER] * 5), max_size=3), NUMBER)
+ENTRIES = st.lists(
+    st.builds(CachedGraph, st.uuids().map(lambda u: GraphKey(u.hex)), NUMBER, NUMBER, st.booleans()),
+    max_size=8,
+    unique_by=lambda entry: entry.key,
+)
+
+
+@given(RECORDS)
+def test_a_record_is_read_as_written(record: GraphRecord) -> None:
+    assert parse_record(dump_record(record)) == record
+
+
+@given(
+    st.binary(max_size=200) | st.sampled_from([b"null", b'{"format":1}', b'{"format":1,"used":1,"files":{"a":[1]}}'])
+)
+def test_no_bytes_make_the_reader_of_records_fail(data: bytes) -> None:
+    parse_record(data)
+
+
+@given(ENTRIES, NUMBER)
+def test_evictions_fit_the_bound_spare_pins_and_go_from_oldest_to_newest(
+    entries: list[CachedGraph], limit_bytes: int
+) -> None:
+    chosen = choose_evictions(entries, limit_bytes)
+    gone = [entry for entry in entries if entry.key in chosen]
+    kept = [entry for entry in entries if entry.key not in chosen]
+    assert not any(entry.is_pinned for entry in gone)
+    loose = [entry for entry in kept if not entry.is_pinned]
+    assert sum(entry.size_bytes for entry in kept) <= limit_bytes or not loose
+    assert all(old.used <= new.used for old in gone for new in loose)
+    if gone:  # not one too many
+        newest = max(gone, key=lambda entry: entry.used)
+        assert sum(entry.size_bytes for entry in kept) + newest.size_bytes > limit_bytes or newest.size_bytes == 0
