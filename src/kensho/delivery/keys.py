@@ -1,0 +1,110 @@
+"""The publisher's keys: one Ed25519 key for each TUF role, as PEM files in a folder of the publisher's.
+
+    KEYS/root.pem       can replace all the others: keep it off the machine that publishes, in a safe
+    KEYS/targets.pem    says which files a release has: needed for each publish
+    KEYS/snapshot.pem   ties the releases together: needed for each publish
+    KEYS/timestamp.pem  says that all this is current: needed for each publish and for `kensho resign`
+    KEYS/<role>.pub     the public halves
+
+Private files have mode 0600 in a folder of mode 0700; a private key that others can read is refused. Keys are never
+overwritten: who loses the root key must hand out a new root file by other ways.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from securesystemslib.signer import CryptoSigner, SSlibKey
+
+from kensho.base.errors import ConfigError
+from kensho.delivery.disk import RealDisk, storage_errors
+
+ROLES: Final = ("root", "targets", "snapshot", "timestamp")
+MAX_KEY_BYTES = 16 << 10
+
+
+def keygen(folder: Path) -> dict[str, str]:
+    """Make new keys for all roles in `folder`; returns role -> key id (as in the metadata).
+
+    All or nothing: the keys are made beside and appear by one rename. ConfigError if the folder has anything in it.
+    """
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    disk = RealDisk()
+    with storage_errors("make the keys", folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} is not empty", advice="keys are never overwritten: choose a new folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700, exist_ok=True)
+        partial.chmod(0o700)
+        ids = {role: _make_key(disk, partial, role) for role in ROLES}
+        disk.fsync_folder(partial)
+        partial.replace(folder)
+        disk.fsync_folder(folder.parent)
+    return ids
+
+
+def load_public_key(folder: Path, role: str) -> SSlibKey:
+    """The public half of a role's key. ConfigError if there is none or it is not Ed25519."""
+    path = folder / f"{role}.pub"
+    try:
+        key = load_pem_public_key(_read(path))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _not_a_key(path) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise _not_a_key(path)
+    return SSlibKey.from_crypto(key)
+
+
+def load_signer(folder: Path, role: str) -> CryptoSigner:
+    """What signs for the role. ConfigError if the private key is missing, unfit, or readable by others."""
+    path = folder / f"{role}.pem"
+    data = _read(path)
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"private key {path} can be read by others", advice=f"run: chmod 600 {path}")
+    try:
+        key = load_pem_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _not_a_key(path) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _not_a_key(path)
+    return CryptoSigner(key)
+
+
+def _make_key(disk: RealDisk, folder: Path, role: str) -> str:
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    for path, data in ((folder / f"{role}.pem", private), (folder / f"{role}.pub", public)):
+        disk.unlink(path)  # of a keygen that was killed; a new file is made with mode 0600
+        fd = disk.open_write(path)
+        try:
+            disk.write(fd, data, 0)
+            disk.fsync(fd)
+        finally:
+            disk.close(fd)
+    return SSlibKey.from_crypto(key.public_key()).keyid
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_KEY_BYTES)
+    except OSError as error:
+        raise ConfigError(
+            f"key {path} cannot be read: {(error.strerror or str(error)).lower()}",
+            advice="make keys with `kensho keygen KEYS`, or bring the key back from where it is kept",
+        ) from error
+
+
+def _not_a_key(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is not an Ed25519 key in PEM form", advice="make keys with `kensho keygen KEYS`")
