@@ -20,6 +20,7 @@ from kensho.base.errors import DigestMismatch
 from kensho.base.ids import Digest, digest_of
 from kensho.delivery.chunk_list import MAX_CHUNK_BYTES, MAX_PACK_BYTES, Chunk, Encoding
 from kensho.delivery.disk import Disk
+from kensho.delivery.durable import make_folders
 from kensho.delivery.layout import pack_path
 
 _LEVEL = 1
@@ -74,7 +75,7 @@ class PackWriter:
     """Writes new packs into a repository: fsync'd, then renamed to their digest. Not thread-safe.
 
     A pack has its name only when it is whole, so a publisher that is killed leaves at worst a `.partial` file, which
-    the next one overwrites. `locations` has the chunks of finished packs only; after `close` it has all of them.
+    the next one removes. `locations` has the chunks of finished packs only; after `close` it has all of them.
     """
 
     def __init__(self, repo: Path, disk: Disk) -> None:
@@ -102,9 +103,9 @@ class PackWriter:
         if self._size + len(encoded) > MAX_PACK_BYTES:
             self._finish_pack()
         if self._fd < 0:
-            self._disk.make_folder(self._partial.parent)
+            make_folders(self._disk, self._partial.parent)
+            self._disk.unlink(self._partial)
             self._fd = self._disk.open_write(self._partial)
-            self._disk.truncate(self._fd, 0)
         self._disk.write(self._fd, encoded, self._size)
         self._hash.update(encoded)
         self._pending[digest] = (self._size, len(encoded), encoding)
@@ -125,6 +126,7 @@ class PackWriter:
 
     def _finish_pack(self) -> None:
         pack = Digest(self._hash.hexdigest())
+        self._disk.set_read_only(self._fd)
         self._disk.fsync(self._fd)
         self._disk.close(self._fd)
         self._fd = -1
