@@ -32,6 +32,7 @@ __all__ = [
     "check_client_version",
     "dump_chunk_list",
     "dump_manifest",
+    "is_client_version",
     "parse_chunk_list",
     "parse_manifest",
 ]
@@ -151,6 +152,11 @@ def parse_chunk_list(data: bytes, file: FileEntry) -> ChunkList:
     return parse_chunk_records(data, file.size_bytes)
 
 
+def is_client_version(text: str) -> bool:
+    """Whether `text` is up to four numbers joined by dots."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def check_client_version(manifest: Manifest, client_version: str) -> None:
     """ClientTooOld if the manifest needs a newer Kensho than `client_version` (row D14).
 
@@ -213,7 +219,7 @@ def _optional_name(fields: Fields, key: str) -> str | None:
 
 def _client_version(fields: Fields) -> str:
     text = fields.text("minClientVersion", max_bytes=64)
-    if not _VERSION.fullmatch(text):
+    if not is_client_version(text):
         refuse(f"the manifest: minClientVersion {text!r} is not a version")
     return text
 
