@@ -1,5 +1,8 @@
 """Small compiled graphs without a compiler: bytes of any content with a header that fits."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -87,3 +90,18 @@ def make_cache(tmp_path: Path, events: list[Event]) -> Iterator[Callable[..., Gr
         )
 
     yield make
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma-3 folder with random weights (0.7 MB). Shared: do not change it."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    script = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
+    subprocess.run([sys.executable, script, folder, "--size", "tiny"], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def model_copy(model_folder: Path, tmp_path: Path) -> Path:
+    """The same folder to spoil."""
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))

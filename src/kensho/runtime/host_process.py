@@ -19,7 +19,6 @@ GRACE_S: Seconds = 0.5
 """How long a host that closed its socket may take to end by itself: it then reports its own exit code."""
 REAP_S: Seconds = 2.0
 """How long to wait after SIGKILL. Measured 0.4 ms; a process stuck in a driver is left to the kernel."""
-_POLL_S: Seconds = 0.002
 
 
 class HostGoneError(Exception):
@@ -117,20 +116,12 @@ class HostProcess:
 
     async def _watch(self, on_lost: Callable[[Ended, str], None]) -> Ended:
         await self._link.is_lost.wait()
-        ended = None if self._is_killed else await self._wait(GRACE_S)
+        ended = None if self._is_killed else await self._child.ended_within(GRACE_S)
         if ended is None:
             self._child.kill()
-            ended = await self._wait(REAP_S) or self._child.reap(0)
+            ended = await self._child.ended_within(REAP_S) or self._child.reap(0)
         if not self._is_closed:
             on_lost(ended, self._why)
-        return ended
-
-    async def _wait(self, timeout_s: Seconds) -> Ended | None:
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
-        # A process's end is no event of the loop, and it comes at most milliseconds after that of its socket.
-        while (ended := self._child.ended()) is None and loop.time() < deadline_s:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)
         return ended
 
 

@@ -10,6 +10,7 @@ long as the process, because the kernel ends them when the *thread* that made th
 (5) stderr is drained by a thread that keeps the last 8 KiB, so that a chatty child neither blocks nor fills a disk.
 """
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
 
 STDERR_TAIL_BYTES = 8192
+_POLL_S: Seconds = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,15 @@ class Child:
     def kill(self) -> None:
         """SIGKILL. Idempotent; never hits a process that took over the number, since an ended one is not signalled."""
         self._popen.kill()
+
+    async def ended_within(self, timeout_s: Seconds) -> Ended | None:
+        """How it ended, None if it still runs after `timeout_s`. For an event loop."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        # The end of a process is no event of the loop, and it comes milliseconds after that of its socket or pipe.
+        while (ended := self.ended()) is None and loop.time() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        return ended
 
     def reap(self, timeout_s: Seconds) -> Ended:
         """Wait until it has ended, `timeout_s` at most."""

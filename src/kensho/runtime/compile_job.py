@@ -1,0 +1,33 @@
+"""What a compile child is asked to do, as text for its command line. Pure."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from kensho.runtime.header import KeyFields
+
+
+@dataclass(frozen=True, slots=True)
+class CompileJob:
+    """Make a graph for the model in `model_folder` in the empty folder `out_folder`."""
+
+    model: str
+    version: str
+    model_folder: str
+    out_folder: str
+    max_positions: int
+    threads: int
+    key: KeyFields | None
+    """None = the raw graph, which needs no compiling."""
+
+
+def dump_job(job: CompileJob) -> str:
+    return json.dumps(asdict(job))
+
+
+def parse_job(text: str) -> CompileJob:
+    """The job that `dump_job` wrote, in our own parent: a mistake in it is a bug and raises as one."""
+    values = json.loads(text)
+    key = values.pop("key")
+    if key is not None:
+        key = KeyFields(**{**key, "cpu_features": tuple(key["cpu_features"])})
+    return CompileJob(**values, key=key)
