@@ -162,6 +162,9 @@ def _options(tier: Tier, weights_folder: Path, threads: int) -> onnxruntime.Sess
     options.log_severity_level = _FATAL
     # Measured: the optimiser gains nothing on our graphs, and on the raw one it would fold the casts into copies.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # The plan of which value reuses whose memory costs 290 ms of CPU for 270M's 937 nodes (18 ms without). Values are
+    # freed after their last use all the same: measured peaks 572 against 540 MB at 2048 tokens, 39 against 58 at one.
+    options.enable_mem_reuse = False
     # Spinning threads take cores from the program that embeds us (and collapse on a busy machine).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
