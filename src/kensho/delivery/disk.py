@@ -61,6 +61,10 @@ class Disk(Protocol):
     def fsync(self, fd: int) -> None: ...
     def fsync_folder(self, path: Path) -> None: ...
     def set_read_only(self, fd: int) -> None: ...
+    def set_writable(self, path: Path) -> None:
+        """For the owner alone."""
+        ...
+
     def make_folder(self, path: Path) -> None:
         """With its parents; no error if it is there."""
         ...
@@ -152,6 +156,13 @@ class RealDisk:
 
     def set_read_only(self, fd: int) -> None:
         os.fchmod(fd, 0o444)
+
+    def set_writable(self, path: Path) -> None:
+        fd = self.open_read(path)
+        try:
+            os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)
 
     def make_folder(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ class State:
         try:
             with sqlite3.connect(path, isolation_level=None) as db:
                 db.execute("PRAGMA journal_mode=WAL")
-                db.executescript(_SCHEMA)
+                db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
             db.close()  # the last connection folds the WAL into the file
         except sqlite3.Error as error:
             raise _storage_error(path, error) from error

@@ -81,6 +81,9 @@ class FaultyDisk:
     def set_read_only(self, fd: int) -> None:
         self._change("set_read_only", lambda: self._disk.set_read_only(fd))
 
+    def set_writable(self, path: Path) -> None:
+        self._change("set_writable", lambda: self._disk.set_writable(path))
+
     def make_folder(self, path: Path) -> None:
         self._change("make_folder", lambda: self._disk.make_folder(path))
 

@@ -1,0 +1,127 @@
+"""Unfinished files: `staging/<digest>.part`, full length and sparse, filled chunk by chunk in any order.
+
+There is no record of what has arrived: on resume every chunk that is there is hashed, and the digest decides. So no
+order of writes needs to be kept until the end, a kill at any moment loses only the chunks in flight, and a power cut
+only what the kernel had not yet written. Hashing costs 0.1 s per 300 MB; what was never written is a hole: skipped.
+
+`finish` is the one way out: fsync, whole-file digest, read-only, and only then the final name.
+"""
+
+import stat
+from pathlib import Path
+
+from kensho.base.errors import Damaged, TrustError
+from kensho.base.ids import Digest
+from kensho.delivery.chunk_list import Chunk
+from kensho.delivery.disk import Disk, storage_errors
+from kensho.delivery.hashing import hash_file, hash_spans
+from kensho.delivery.installed import Record
+from kensho.delivery.plan import Place, Slot, WantedFile
+
+
+class Staging:
+    """The partial files of one store. Writing is safe from several threads, as long as slots differ; the caller holds
+    the store's lock. Everything may raise StorageError."""
+
+    def __init__(self, folder: Path, *, disk: Disk) -> None:
+        self._folder = folder
+        self._disk = disk
+
+    def prepare(self, file: WantedFile) -> None:
+        """The partial file exists and has its full length (a hole; the plan has checked the space)."""
+        path = self.path(file.digest)
+        with storage_errors("make a partial file", self._folder):
+            found = self._disk.lstat(path)
+            if found and not found.st_mode & stat.S_IWUSR:
+                self._disk.set_writable(path)  # killed inside `finish`, and the disk lost a chunk since
+            fd = self._disk.open_write(path)
+            try:
+                if self._disk.fstat(fd).st_size != file.size_bytes:
+                    self._disk.truncate(fd, file.size_bytes)
+            finally:
+                self._disk.close(fd)
+
+    def verified(self, file: WantedFile) -> frozenset[int]:
+        """Indices of the chunks whose bytes are right. Hashes what is not a hole, on two threads."""
+        with storage_errors("read a partial file", self._folder):
+            if self._disk.lstat(self.path(file.digest)) is None:
+                return frozenset()
+            fd = self._disk.open_read(self.path(file.digest))
+            try:
+                spans = [
+                    (index, offset, chunk)
+                    for index, (offset, chunk) in enumerate(offsets(file.chunks))
+                    if self._disk.has_data(fd, offset, chunk.size_bytes)
+                ]
+                found = hash_spans(self._disk, fd, [(offset, chunk.size_bytes) for _, offset, chunk in spans])
+            finally:
+                self._disk.close(fd)
+        return frozenset(
+            index for (index, _, chunk), digest in zip(spans, found, strict=True) if digest == chunk.digest
+        )
+
+    def write(self, slot: Slot, data: bytes) -> None:
+        """Verified bytes of one chunk into their slot."""
+        with storage_errors("write a chunk", self._folder):
+            fd = self._disk.open_write(self.path(slot.file))
+            try:
+                self._disk.write(fd, data, slot.offset)
+            finally:
+                self._disk.close(fd)
+
+    def place(self, slot: Slot) -> Place:
+        """Where another file can copy that chunk from."""
+        return Place(f"{self._folder.name}/{slot.file}.part", slot.offset)
+
+    def finish(self, file: WantedFile, target: Path, *, now: float) -> Record:
+        """The file, all of whose chunks are here, gets its final name `target`. Returns what was verified.
+
+        TrustError if the chunks are right and the file is not: the publisher signed a contradiction. Damaged if a chunk
+        is no longer what was written; it is fetched again by the next run.
+        """
+        path = self.path(file.digest)
+        with storage_errors("finish a file", self._folder):
+            fd = self._disk.open_write(path)
+            try:
+                self._sync(fd, path)
+                if hash_file(self._disk, fd, file.size_bytes) != file.digest:
+                    raise self._contradiction(file)
+                self._disk.set_read_only(fd)
+                record = Record.of(file.digest, self._disk.fstat(fd), now)
+            finally:
+                self._disk.close(fd)
+            self._disk.rename(path, target)
+            self._disk.fsync_folder(target.parent)
+        return record
+
+    def path(self, digest: Digest) -> Path:
+        return self._folder / f"{digest}.part"
+
+    def _sync(self, fd: int, path: Path) -> None:
+        try:
+            self._disk.fsync(fd)
+        except OSError:
+            # The kernel reports a failed write once and then takes the pages for clean: a later fsync of this file
+            # would succeed without its bytes. It is thrown away (list item 19 of the delivery design).
+            self._disk.unlink(path)
+            raise
+
+    def _contradiction(self, file: WantedFile) -> TrustError | Damaged:
+        if len(self.verified(file)) == len(file.chunks):
+            self._disk.unlink(self.path(file.digest))
+            return TrustError(
+                f"file {file.digest[:12]} is not the sum of its chunks", advice="its publisher must publish it again"
+            )
+        return Damaged(
+            f"the disk gave back other bytes than were written to {self._folder}",
+            advice="check the disk, then run it again",
+        )
+
+
+def offsets(chunks: tuple[Chunk, ...]) -> list[tuple[int, Chunk]]:
+    """Each chunk with its offset in the file."""
+    found, offset = [], 0
+    for chunk in chunks:
+        found.append((offset, chunk))
+        offset += chunk.size_bytes
+    return found

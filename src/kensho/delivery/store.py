@@ -1,0 +1,216 @@
+"""The store: one folder per machine that holds verified models, shared by several processes and applications.
+
+    format       the layout's version; a newer one is refused and left untouched
+    trusted/     TUF metadata last accepted (trust)
+    blobs/       <sha256>: whole verified files and documents, read-only
+    versions/    <model>/<version>/<real names>: hard links to blobs, so that engines open plain files
+    staging/     what is being fetched or built; anything in it may be thrown away
+    graphs/      compiled graphs (the runtime's)
+    logs/        (telemetry's)
+    state.db     what is installed, current and verified (`state`)
+    lock         held by the one writer; the kernel releases it, so it is never stale
+
+Rules: nothing has its final name before its bytes are hashed and synced; nothing is written in place under a name that
+an engine may have open; a version appears as a whole folder, by one rename; it becomes current by one commit in
+state.db. One writer at a time, readers are free. Errors are StorageError with advice; what was there stays as it was.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from kensho.base.errors import ConfigError, Damaged, NotInstalled, StorageError, StoreBusy
+from kensho.base.ids import Digest, digest_of
+from kensho.delivery.disk import Disk, storage_errors
+from kensho.delivery.durable import make_folders, read_document, write_document
+from kensho.delivery.installed import InstalledFile, ModelRow, Release
+from kensho.delivery.staging import Staging
+from kensho.delivery.state import State
+from kensho.delivery.versions import Versions
+
+FORMAT = 1
+FOLDERS = ("trusted", "blobs", "versions", "staging", "graphs", "logs")
+FILES = ("format", "state.db", "state.db-wal", "state.db-shm", "lock", ".format.partial", ".state.db.partial")
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """The current version of a model. `folder` holds its files by their real names."""
+
+    model: str
+    version: str
+    previous: str | None
+    pinned: str | None
+    release: int
+    manifest: Digest
+    installed_at: float
+    folder: Path
+    files: tuple[InstalledFile, ...]
+    is_degraded: bool
+    uses: int
+    used_at: float | None
+
+
+class Store:
+    """An opened store. Make it with `create` or `open`; `close` when done. Methods that change it need `writing`."""
+
+    def __init__(self, root: Path, state: State, *, disk: Disk) -> None:
+        self.root = root
+        self.disk = disk
+        self.state = state
+        self.staging = Staging(root / "staging", disk=disk)
+        self.versions = Versions(root, disk=disk)
+
+    @classmethod
+    def create(cls, root: Path, *, disk: Disk) -> Self:
+        """The store in `root`, made if it is not there yet. Can be killed and run again.
+
+        ConfigError if the folder has other things in it: a store must not be mixed with anything.
+        """
+        root = root.absolute()
+        with storage_errors("make a store", root):
+            make_folders(disk, root)
+            if disk.lstat(root / "format") is None:
+                foreign = set(disk.list_folder(root)) - {*FOLDERS, *FILES}
+                if foreign:
+                    raise ConfigError(
+                        f"{root} is not empty and is no store (it has {sorted(foreign)[0]!r})",
+                        advice="name an empty or a new folder",
+                    )
+                fd = disk.lock(root / "lock")  # two programs that start for the first time
+                try:
+                    cls._build(root, disk)
+                finally:
+                    disk.close(fd)
+        return cls.open(root, disk=disk)
+
+    @classmethod
+    def open(cls, root: Path, *, disk: Disk) -> Self:
+        """The store in `root`; read-only (`is_read_only`) where this user may not write. About 1 ms."""
+        root = root.absolute()
+        with storage_errors("open the store", root):
+            written = read_document(disk, root / "format", max_bytes=16)
+        if written is None:
+            raise StorageError(f"no store in {root}", advice="is the disk mounted? else make it with `kensho init`")
+        number = written.strip()
+        if not number.isdigit() or int(number) > FORMAT:
+            raise StorageError(
+                f"the store in {root} has format {number[:16].decode(errors='replace')!r}; this Kensho reads {FORMAT}",
+                advice="update Kensho, or use another store; nothing was changed",
+            )
+        return cls(root, State(root / "state.db"), disk=disk)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.state.close()
+
+    @property
+    def trusted(self) -> Path:
+        """The folder of trusted metadata."""
+        return self.root / "trusted"
+
+    @property
+    def is_read_only(self) -> bool:
+        return self.state.is_read_only
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Exclusive right to change the store. StoreBusy if another process has it; not reentrant."""
+        if self.is_read_only:
+            raise StorageError(f"the store in {self.root} is read-only", advice="use a store that this user may write")
+        with storage_errors("lock the store", self.root):
+            try:
+                fd = self.disk.lock(self.root / "lock")
+            except BlockingIOError as error:
+                raise StoreBusy(
+                    f"another process is changing the store in {self.root}", advice="try again when it has finished"
+                ) from error
+        try:
+            yield
+        finally:
+            self.disk.close(fd)
+
+    def free_bytes(self) -> int:
+        with storage_errors("measure free space", self.root):
+            return self.disk.free_bytes(self.root)
+
+    # --- reading ---
+
+    def installed(self) -> list[InstalledModel]:
+        """Current version of every model, by name."""
+        releases = {(release.model, release.version): release for release in self.state.releases()}
+        rows = [(row, releases.get((row.model, row.current))) for row in self.state.models()]
+        return [self._installed(row, release) for row, release in rows if release]
+
+    def model(self, model: str) -> InstalledModel:
+        """NotInstalled if there is none of that name."""
+        found = {installed.model: installed for installed in self.installed()}
+        if model not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise NotInstalled(f"model {model!r} is not installed (installed: {known})", advice="run `kensho pull`")
+        return found[model]
+
+    def release(self, model: str, version: str) -> Release:
+        """An installed version, current or not. NotInstalled if it is not here."""
+        releases = self.state.releases(model)
+        for release in releases:
+            if release.version == version:
+                return release
+        known = ", ".join(release.version for release in releases) or "none"
+        raise NotInstalled(f"{model} {version} is not in the store (there: {known})", advice="run `kensho pull`")
+
+    def blob_path(self, digest: Digest) -> Path:
+        return self.root / "blobs" / digest
+
+    def document(self, digest: Digest, *, max_bytes: int) -> bytes:
+        """A manifest or chunk list of an installed release. Damaged if it is not what was accepted."""
+        with storage_errors("read a document", self.root / "blobs"):
+            data = read_document(self.disk, self.blob_path(digest), max_bytes=max_bytes)
+        if data is None or digest_of(data) != digest:
+            raise Damaged(
+                f"document {digest[:12]} of the store is damaged", advice="run `kensho repair`", digest=digest
+            )
+        return data
+
+    # --- changing: the caller is inside `writing` ---
+
+    def put_document(self, data: bytes) -> Digest:
+        """Keep a manifest or chunk list under its digest."""
+        digest = digest_of(data)
+        with storage_errors("write a document", self.root / "blobs"):
+            if read_document(self.disk, self.blob_path(digest), max_bytes=1 << 40) != data:
+                write_document(self.disk, self.blob_path(digest), data)
+        return digest
+
+    # --- below ---
+
+    @staticmethod
+    def _build(root: Path, disk: Disk) -> None:
+        for name in FOLDERS:
+            disk.make_folder(root / name)
+        database = root / "state.db"
+        if disk.lstat(database) is None:
+            partial = root / ".state.db.partial"
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                disk.unlink(partial.with_name(partial.name + suffix))
+            State.create(partial)
+            disk.rename(partial, database)
+        write_document(disk, root / "format", b"%d\n" % FORMAT)  # last: only now is it a store
+
+    def _installed(self, row: ModelRow, release: Release) -> InstalledModel:
+        return InstalledModel(
+            model=row.model,
+            version=row.current,
+            previous=row.previous,
+            pinned=row.pinned,
+            release=release.release,
+            manifest=release.manifest,
+            installed_at=release.installed_at,
+            folder=self.versions.path(row.model, row.current),
+            files=release.files,
+            is_degraded=release.is_degraded,
+            uses=row.uses,
+            used_at=row.used_at,
+        )

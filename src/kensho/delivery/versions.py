@@ -1,0 +1,150 @@
+"""`versions/<model>/<version>/<real names>`: what engines open. Hard links to blobs; copies where links are refused.
+
+A version appears as a whole folder, by one rename. In a folder that is there already (a repair, an optional file that
+came late) a name is replaced by a rename of its own, so that who has the old file open keeps reading the old bytes.
+The caller holds the store's lock. Everything may raise StorageError; what was visible before stays visible.
+"""
+
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kensho.base.errors import Damaged
+from kensho.base.ids import Digest
+from kensho.delivery.disk import NO_LINKS, Disk, storage_errors
+from kensho.delivery.durable import make_folders
+from kensho.delivery.hashing import BLOCK_BYTES, hash_file
+from kensho.delivery.installed import Record
+
+
+class Versions:
+    """The version folders of the store in `root`."""
+
+    def __init__(self, root: Path, *, disk: Disk) -> None:
+        self._root = root
+        self._disk = disk
+
+    def path(self, model: str, version: str) -> Path:
+        return self._root / "versions" / model / version
+
+    def publish(
+        self, model: str, version: str, names: Mapping[str, Digest], records: Sequence[Record], *, now: float
+    ) -> list[Record]:
+        """The version has every name of `names`, with the bytes of its blob.
+
+        `records` vouch for the blobs. Returned are the records that hold after the linking (which changes ctime), for
+        blobs and copies; a blob that was touched meanwhile has none, and will be hashed by the next check.
+        """
+        target = self.path(model, version)
+        made: list[Record] = []
+        with storage_errors("make a version visible", target):
+            if self._disk.lstat(target) is None:
+                self._build(target, names, made, now)
+            else:
+                for name, digest in names.items():
+                    self._replace(digest, target / name, made, now)
+            return made + self._still_vouched(set(names.values()), records)
+
+    def has_links(self) -> bool:
+        """Whether this file system makes hard links. Where not, every file lies there twice."""
+        probe = self._root / "staging" / "probe.new"
+        link = self._root / "staging" / "probe.link"
+        with storage_errors("try a hard link", self._root):
+            self._disk.unlink(link)
+            self._disk.close(self._disk.open_write(probe))
+            try:
+                self._disk.link(probe, link)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                return False
+            finally:
+                self._disk.unlink(probe)
+            self._disk.unlink(link)
+        return True
+
+    def remove(self, path: Path) -> int:
+        """Removes a file or folder of the store and all in it, never following a link. Returns the bytes freed."""
+        with storage_errors("remove old files", path):
+            return self._remove(path)
+
+    def _build(self, target: Path, names: Mapping[str, Digest], made: list[Record], now: float) -> None:
+        building = self._root / "staging" / "version.new"
+        self._remove(building)  # left by a killed run
+        folders = {building} | {p for name in names for p in (building / name).parents if building in p.parents}
+        for folder in sorted(folders):
+            self._disk.make_folder(folder)
+        for name, digest in names.items():
+            self._link(digest, building / name, made, now)
+        for folder in sorted(folders, reverse=True):
+            self._disk.fsync_folder(folder)
+        make_folders(self._disk, target.parent)
+        self._disk.rename(building, target)
+        self._disk.fsync_folder(target.parent)
+
+    def _replace(self, digest: Digest, name: Path, made: list[Record], now: float) -> None:
+        blob, found = self._disk.lstat(self._blob(digest)), self._disk.lstat(name)
+        if blob and found and (blob.st_dev, blob.st_ino) == (found.st_dev, found.st_ino):
+            return
+        new = self._root / "staging" / "name.new"
+        self._disk.unlink(new)  # left by a killed run
+        copied: list[Record] = []
+        self._link(digest, new, copied, now)
+        make_folders(self._disk, name.parent)
+        self._disk.rename(new, name)
+        self._disk.fsync_folder(name.parent)
+        after = self._disk.lstat(name)
+        made.extend(filter(None, (record.relinked(after) for record in copied if after)))
+
+    def _link(self, digest: Digest, name: Path, made: list[Record], now: float) -> None:
+        try:
+            self._disk.link(self._blob(digest), name)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            made.append(self._copy(digest, name, now))
+
+    def _copy(self, digest: Digest, name: Path, now: float) -> Record:
+        source = self._disk.open_read(self._blob(digest))
+        try:
+            size = self._disk.fstat(source).st_size
+            target = self._disk.open_write(name)
+            try:
+                buffer = memoryview(bytearray(BLOCK_BYTES))
+                for offset in range(0, size, BLOCK_BYTES):
+                    count = self._disk.read_into(source, buffer, offset)
+                    self._disk.write(target, buffer[:count], offset)
+                self._disk.fsync(target)
+                if hash_file(self._disk, target, size) != digest:
+                    raise Damaged(f"blob {digest[:12]} is damaged", advice="run `kensho repair`", digest=digest)
+                self._disk.set_read_only(target)
+                return Record.of(digest, self._disk.fstat(target), now)
+            finally:
+                self._disk.close(target)
+        finally:
+            self._disk.close(source)
+
+    def _still_vouched(self, digests: set[Digest], records: Sequence[Record]) -> list[Record]:
+        by_inode = {(record.dev, record.inode): record for record in records}
+        still: list[Record] = []
+        for digest in sorted(digests):
+            found = self._disk.lstat(self._blob(digest))
+            record = by_inode.get((found.st_dev, found.st_ino)) if found else None
+            after = record.relinked(found) if record and found else None
+            if after and after.digest == digest:
+                still.append(after)
+        return still
+
+    def _remove(self, path: Path) -> int:
+        found = self._disk.lstat(path)
+        if found is None:
+            return 0
+        if not stat.S_ISDIR(found.st_mode):
+            self._disk.unlink(path)
+            return found.st_blocks * 512 if found.st_nlink == 1 else 0
+        freed = sum(self._remove(path / name) for name in self._disk.list_folder(path))
+        self._disk.remove_folder(path)
+        return freed
+
+    def _blob(self, digest: Digest) -> Path:
+        return self._root / "blobs" / digest
