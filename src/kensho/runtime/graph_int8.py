@@ -31,10 +31,13 @@ class Form:
     levels: int
     zero: int
 
+    @property
+    def largest(self) -> int:
+        return self.zero + self.levels
+
 
 FORMS = (Form("u8", 127, 128), Form("u7", 63, 64))
-"""Best first. x86 CPUs without VNNI add pairs of u8 x s8 products in 16 bits: 2 * 255 * 127 saturates and gives wrong
-sums without a word, 2 * 127 * 127 does not."""
+"""Best first. The second is for CPUs whose 16-bit sums overflow with the first (see integer_kernel)."""
 
 
 class Int8Lowering:

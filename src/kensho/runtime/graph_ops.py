@@ -15,6 +15,7 @@ MICROSOFT = "com.microsoft"
 FLOAT = int(TensorProto.FLOAT)
 INT32 = int(TensorProto.INT32)
 INT64 = int(TensorProto.INT64)
+UINT8 = int(TensorProto.UINT8)
 INLINE_BYTES = 64 * 1024
 _OPSETS = {"": 21, MICROSOFT: 1}
 _IR_VERSION = 10

@@ -1,4 +1,4 @@
-"""One model in memory: token ids in, logits of the last position out. The only file that knows ONNX Runtime.
+"""One model in memory: token ids in, logits of the last position out. The edge to ONNX Runtime (with `integer_kernel`).
 
 Tiers: `raw` (exact, weights in the delivered safetensors), `mapped` (int8 read straight from the map: loads in
 milliseconds, little memory of its own), `packed` (the same file, weights copied into the kernels' own layout at load:
