@@ -1,9 +1,11 @@
 """Small compiled graphs without a compiler: bytes of any content with a header that fits."""
 
+import asyncio
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -11,8 +13,12 @@ import pytest
 
 from kensho.base.events import Event
 from kensho.base.ids import GraphKey, digest_of
+from kensho.runtime.compile_job import CompileJob
+from kensho.runtime.compiler import Compiler
 from kensho.runtime.graph_cache import GraphCache, Hit
 from kensho.runtime.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key, hash_section
+from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.machine import read_machine
 
 MakeEntry = Callable[[GraphCache, str], GraphKey]
 
@@ -27,6 +33,19 @@ def key_fields(content: str) -> KeyFields:
         system="linux",
         cpu_features=(),
         max_positions=64,
+    )
+
+
+def machine_key(content: str) -> KeyFields:
+    """A key under which this machine compiles."""
+    machine = read_machine()
+    return replace(
+        key_fields(content),
+        engine_version=machine.engine_version,
+        arch=machine.arch,
+        system=machine.system,
+        cpu_features=machine.cpu_features,
+        max_positions=256,
     )
 
 
@@ -99,6 +118,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
     subprocess.run([sys.executable, script, folder, "--size", "tiny"], check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+@pytest.fixture(scope="session")
+def graph(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedGraph:
+    """The same model compiled."""
+    folder = tmp_path_factory.mktemp("graph")
+    key = machine_key("tiny")
+    job = CompileJob("m", "1", str(model_folder), str(folder), key.max_positions, 1, key)
+    asyncio.run(Compiler(env={}, stall_s=60, emit=lambda _: None).compile(job))
+    return LoadedGraph("m", "1", graph_key(key), folder, model_folder, "mapped", key.max_positions, "compile", 0.5)
 
 
 @pytest.fixture

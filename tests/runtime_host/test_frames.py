@@ -16,9 +16,7 @@ ERRORS = st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers
 MESSAGES = st.one_of(
     st.just(frames.Ping()),
     st.just(frames.Pong()),
-    st.builds(
-        frames.Load, st.text(), st.text(), st.sampled_from(["raw", "mapped", "mixed", "packed"]), st.none() | U32, U32
-    ),
+    st.builds(frames.Load, st.text(), st.text(), st.sampled_from(["raw", "mapped", "mixed", "packed"]), U32, U32),
     st.builds(frames.Loaded, U32, st.floats(0, 1e6)),
     st.builds(Generate, U32, IDS, IDS, SAMPLING),
     st.builds(frames.Token, U32, U32),

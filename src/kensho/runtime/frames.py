@@ -52,7 +52,7 @@ class Load:
     graph_folder: str
     model_folder: str
     tier: Tier
-    max_context: int | None
+    max_context: int
     threads: int
 
 
@@ -217,7 +217,7 @@ def _parse_load(payload: bytes) -> Load:
         _text(graph_folder),
         _text(model_folder),
         tier,
-        None if max_context is None else _count(max_context),
+        _count(max_context),
         _count(threads),
     )
 

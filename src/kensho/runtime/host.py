@@ -54,19 +54,19 @@ class EngineHost:
         emit: Emit,
         env: Mapping[str, str],
         threads: int,
-        max_context: int | None,
+        max_context: int,
         start_s: Seconds,
         inactivity_s: Seconds,
         allow_faults: bool = False,
     ) -> None:
-        """`env` is the child's whole environment; `max_context` None = what the model allows."""
+        """`env` is the child's whole environment; `max_context` in tokens, or less where the graph allows less."""
         self._name = name
         self._graph = graph
         self._clock = clock
         self._emit = emit
         self._env = env
         self._threads = threads
-        self._max_context = max_context
+        self._max_context = min(max_context, graph.max_positions)
         self._start_s = start_s
         self._inactivity_s = inactivity_s
         self._allow_faults = allow_faults

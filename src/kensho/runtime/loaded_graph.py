@@ -21,6 +21,8 @@ class LoadedGraph:
     graph_folder: Path
     model_folder: Path
     tier: Tier
+    max_positions: int
+    """The longest context that it can serve, in tokens."""
     source: Origin
     """Where it was found (row R3); raw = built without compiling."""
     seconds: Seconds
