@@ -279,9 +279,11 @@ class ServiceTimes:
         self._samples.append((now_s, seconds))
 
     def p95_s(self, now_s: Seconds) -> Seconds:
-        """Nearest-rank 95th percentile; 0 if nothing was measured lately."""
+        """Nearest-rank 95th percentile; 0 if nothing was measured lately. Of fewer than 20 samples the median: their
+        p95 is their maximum, and one long prompt would refuse everyone."""
         ranked = sorted(self._recent(now_s))
-        return ranked[math.ceil(0.95 * len(ranked)) - 1] if ranked else 0.0
+        share = 0.95 if len(ranked) >= 20 else 0.5
+        return ranked[math.ceil(share * len(ranked)) - 1] if ranked else 0.0
 
     def mean_s(self, now_s: Seconds) -> Seconds:
         """0 if nothing was measured lately."""

@@ -71,8 +71,8 @@ Result = tuple[State, tuple[Effect, ...]]
 
 
 def closed(now_s: Seconds) -> State:
-    """The state of an engine that was just started and has given no reason for doubt."""
-    return State(Mode.CLOSED, generation=1, entered_s=now_s, reason="started")
+    """The state of an engine that has given no reason for doubt, whether it is loaded yet or not."""
+    return State(Mode.CLOSED, generation=1, entered_s=now_s, reason="no failure seen")
 
 
 def step(state: State, event: Input, now_s: Seconds, settings: BreakerSettings, draw: float = 0.5) -> Result:

@@ -1,0 +1,294 @@
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kensho.base.errors import ConfigError, EngineCrashed, EngineError
+from kensho.base.events import Event, StreamMoved
+from kensho.base.inference import Sampling
+from kensho.resilience.circuit import BreakerSettings, Mode
+from kensho.resilience.failover import (
+    Candidate,
+    FailoverSettings,
+    Finish,
+    GiveUp,
+    StreamProgress,
+    Use,
+    generate_with_failover,
+    next_move,
+)
+from kensho.resilience.guard import Canary, Guard
+from kensho.testing.clock import VirtualClock
+from kensho.testing.engine import Fault, ScriptedEngine, expected_ids
+from kensho.testing.loop import run_virtual
+
+PROMPT = [3, 1, 4, 1, 5]
+TEN = Sampling(max_tokens=10)
+WHOLE = expected_ids(PROMPT, TEN)
+UP = Candidate(admits=True, is_loaded=True, is_free=True)
+BUSY = Candidate(admits=True, is_loaded=True, is_free=False)
+COLD = Candidate(admits=True, is_loaded=False, is_free=True)
+SICK = Candidate(admits=False, is_loaded=True, is_free=True)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "failed", "move"),
+    [
+        ([UP, UP], None, Use(0)),
+        ([UP, UP], 0, Use(1)),
+        ([BUSY, UP], None, Use(1)),
+        ([BUSY, COLD], None, Use(0)),
+        ([BUSY, BUSY], None, Use(0)),
+        ([SICK, COLD], 0, Use(1)),
+        ([SICK, BUSY], 0, Use(1)),
+        ([UP, SICK], 0, Use(0)),
+        ([UP], 0, Use(0)),
+    ],
+)
+def test_a_stream_goes_to_the_best_engine_that_admits(candidates: list[Candidate], failed: Any, move: Use) -> None:
+    assert next_move(candidates, missing=1, moves=0, max_moves=3, failed=failed) == move
+
+
+def test_a_complete_answer_needs_no_engine() -> None:
+    assert next_move([SICK, SICK], missing=0, moves=9, max_moves=3, failed=0) == Finish()
+
+
+def test_moves_are_bounded_and_a_lack_of_engines_is_said() -> None:
+    assert isinstance(next_move([UP, UP], missing=1, moves=3, max_moves=3, failed=0), Use)
+    assert isinstance(next_move([UP, UP], missing=1, moves=4, max_moves=3, failed=0), GiveUp)
+    assert isinstance(next_move([SICK, SICK], missing=1, moves=1, max_moves=3, failed=0), GiveUp)
+
+
+class World:
+    """Two scripted engines behind guards, on virtual time."""
+
+    def __init__(self, *, clock: VirtualClock, failover: FailoverSettings, breaker: BreakerSettings) -> None:
+        self.clock = clock
+        self.events: list[Event] = []
+        self.engines = [ScriptedEngine("primary"), ScriptedEngine("standby")]
+        self.settings = failover
+        self.progress = StreamProgress(clock.monotonic_s())
+        self.guards = [
+            Guard(
+                engine,
+                Canary([9], expected_ids([9], Sampling(max_tokens=2))),
+                model="m",
+                settings=breaker,
+                clock=clock,
+                rng=lambda: 0.5,
+                emit=self.events.append,
+                on_change=lambda: None,
+            )
+            for engine in self.engines
+        ]
+
+    def stream(self, sampling: Sampling = TEN) -> AsyncGenerator[int, None]:
+        self.progress = StreamProgress(self.clock.monotonic_s())
+        return generate_with_failover(
+            self.guards,
+            PROMPT,
+            sampling,
+            progress=self.progress,
+            settings=self.settings,
+            clock=self.clock,
+            emit=self.events.append,
+        )
+
+    async def collect(self, sampling: Sampling = TEN) -> list[int]:
+        return [token async for token in self.stream(sampling)]
+
+    def moves(self) -> list[StreamMoved]:
+        return [event for event in self.events if isinstance(event, StreamMoved)]
+
+
+def in_world(use: Any, *, failover: FailoverSettings | None = None, breaker: BreakerSettings | None = None) -> Any:
+    async def main() -> Any:
+        world = World(clock=clock, failover=failover or FailoverSettings(), breaker=breaker or BreakerSettings())
+        try:
+            for guard in world.guards:
+                async with guard.lane:
+                    await guard.start()
+            return await use(world)
+        finally:
+            for guard in world.guards:
+                await guard.close()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    clock = VirtualClock()
+    return run_virtual(main(), clock=clock)
+
+
+FAULT = st.one_of(
+    st.none(), st.builds(Fault, st.sampled_from(["fail", "hang", "slow", "crash", "nan"]), st.integers(0, 11))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    primary=st.lists(FAULT, max_size=4),
+    standby=st.lists(FAULT, max_size=4),
+    pauses=st.lists(st.sampled_from([0.0, 0.5]), max_size=10),
+)
+def test_for_any_schedule_of_failures_the_reader_sees_the_undisturbed_ids(
+    primary: list[Fault | None], standby: list[Fault | None], pauses: list[float]
+) -> None:
+    """Or, when both engines are gone, a prefix of them and an EngineError; never anything else."""
+
+    async def use(world: World) -> None:
+        world.engines[0].inject(*primary)
+        world.engines[1].inject(*standby)
+        for _ in range(3):
+            got: list[int] = []
+            try:
+                async for token in world.stream():
+                    got.append(token)
+                    await asyncio.sleep(pauses[len(got) - 1] if len(got) <= len(pauses) else 0.0)
+            except EngineError:
+                assert got == WHOLE[: len(got)]
+            else:
+                assert got == WHOLE
+            assert world.progress.record.tokens == len(got)
+            assert not any(guard.lane.locked() and guard.admits for guard in world.guards)
+            await asyncio.sleep(30.0)
+
+    in_world(use)
+
+
+@pytest.mark.parametrize("at_token", range(10))
+def test_a_crash_at_any_token_costs_one_move_and_one_prefill(at_token: int) -> None:
+    async def use(world: World) -> None:
+        world.engines[0].inject(Fault("crash", at_token))
+        assert await world.collect() == WHOLE
+        (moved,) = world.moves()
+        assert (moved.from_engine, moved.to_engine, moved.accepted) == ("primary", "standby", at_token)
+        assert moved.gap_ms == pytest.approx((0.02 + 0.01) * 1e3 + (20 if at_token == 0 else 0), abs=0.01)
+        record = world.progress.record
+        assert (record.engine, record.tokens, record.failovers) == ("standby", 10, 1)
+        assert record.gap_ms == moved.gap_ms
+
+    in_world(use)
+
+
+def test_an_undisturbed_stream_measures_itself() -> None:
+    async def use(world: World) -> None:
+        assert await world.collect() == WHOLE
+        record = world.progress.record
+        assert (record.engine, record.tokens, record.failovers, record.gap_ms) == ("primary", 10, 0, 0.0)
+        assert record.first_token_ms == pytest.approx(30.0)
+        assert record.tokens_per_second == pytest.approx(100.0)
+        assert world.moves() == []
+
+    in_world(use)
+
+
+def test_a_hang_is_ended_by_the_watch_and_the_reader_waits_no_longer_than_its_budget() -> None:
+    async def use(world: World) -> None:
+        world.engines[0].inject(Fault("hang", 4))
+        assert await world.collect() == WHOLE
+        (moved,) = world.moves()
+        assert moved.reason == "engine_hung"
+        assert moved.gap_ms == pytest.approx((0.5 + 0.03) * 1e3)
+        assert world.engines[0].kills >= 1
+        assert world.guards[0].snapshot().mode is not Mode.CLOSED
+
+    in_world(use, failover=FailoverSettings(token_s=0.5))
+
+
+def test_a_slow_reader_is_not_a_hung_engine() -> None:
+    async def use(world: World) -> None:
+        got = []
+        async for token in world.stream():
+            got.append(token)
+            await asyncio.sleep(100.0)
+        assert got == WHOLE
+        assert world.engines[0].kills == 0
+
+    in_world(use)
+
+
+def test_wrong_numbers_in_mid_stream_keep_the_tokens_before_them() -> None:
+    async def use(world: World) -> None:
+        world.engines[0].inject(Fault("nan", 6))
+        assert await world.collect() == WHOLE
+        assert world.moves()[0].reason == "wrong_numbers"
+
+    in_world(use)
+
+
+def test_a_crash_after_the_last_token_is_no_reason_to_ask_another_engine() -> None:
+    async def use(world: World) -> None:
+        world.engines[0].inject(Fault("crash", 10))
+        assert await world.collect() == WHOLE
+        assert world.engines[1].streams == 0
+        assert world.moves() == []
+
+    in_world(use)
+
+
+def test_a_crash_before_the_stop_id_ends_the_stream_on_the_other_engine() -> None:
+    async def use(world: World) -> None:
+        world.engines[0].inject(Fault("crash", 4))
+        assert await world.collect(Sampling(max_tokens=10, stop_ids=(WHOLE[4],))) == WHOLE[:4]
+        assert [moved.accepted for moved in world.moves()] == [4]
+
+    in_world(use)
+
+
+def test_without_any_engine_the_reader_is_told_which_ones_and_when() -> None:
+    async def use(world: World) -> None:
+        world.engines[0].inject(Fault("crash", 2))
+        world.engines[1].inject(Fault("crash", 1))
+        got = []
+        with pytest.raises(EngineError) as caught:
+            async for token in world.stream():
+                got.append(token)
+        assert got == WHOLE[:3]
+        assert "primary is RESTARTING" in caught.value.message
+        assert "standby is RESTARTING" in caught.value.message
+        assert caught.value.advice
+        assert isinstance(caught.value.__cause__, EngineCrashed)
+
+    in_world(use)
+
+
+def test_a_request_that_always_fails_is_given_up_after_a_bounded_number_of_moves() -> None:
+    async def use(world: World) -> None:
+        for engine in world.engines:
+            engine.inject(*[Fault("fail", 0)] * 20)
+        with pytest.raises(EngineError):
+            await world.collect()
+        assert world.engines[0].streams + world.engines[1].streams == 3
+
+    in_world(use, failover=FailoverSettings(max_moves=2), breaker=BreakerSettings(failure_threshold=99))
+
+
+def test_a_reader_that_leaves_is_not_the_engines_failure() -> None:
+    async def use(world: World) -> None:
+        for _ in range(10):
+            async with aclosing(world.stream()) as ids:
+                assert await anext(ids) == WHOLE[0]
+        seen = world.guards[0].snapshot()
+        assert (seen.mode, seen.counters.cancelled, seen.counters.failures) == (Mode.CLOSED, 10, 0)
+        assert not world.guards[0].lane.locked()
+
+    in_world(use)
+
+
+def test_a_request_that_no_engine_could_answer_is_not_the_engines_failure() -> None:
+    class Picky(ScriptedEngine):
+        async def generate(self, *_: Any) -> AsyncGenerator[int, None]:
+            raise ConfigError("the prompt is longer than the context")
+            yield 0
+
+    async def use(world: World) -> None:
+        world.guards[0].engine = Picky("primary")
+        await world.guards[0].engine.start()
+        with pytest.raises(ConfigError):
+            await world.collect()
+        assert world.guards[0].snapshot().counters.failures == 0
+
+    in_world(use)
