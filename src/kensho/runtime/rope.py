@@ -31,7 +31,6 @@ def read_ropes(config: ConfigReader, *, full_theta: float, local_theta: float) -
     """(full, sliding) rope of a model whose layer kinds differ. The thetas are the family's defaults."""
     old_full = _rope(config.section("rope_scaling"), _theta(config, "rope_theta"), full_theta)
     old_local = _rope(None, _theta(config, "rope_local_base_freq"), local_theta)
-    has_old = any(config.value(name) is not None for name in ("rope_theta", "rope_local_base_freq", "rope_scaling"))
     parameters = config.section("rope_parameters")
     if parameters is None:
         return old_full, old_local
@@ -41,11 +40,8 @@ def read_ropes(config: ConfigReader, *, full_theta: float, local_theta: float) -
         parameters.refuse_unread()
     else:
         full, local = _rope(parameters, None, full_theta), old_local
-        old_local = local
-    if has_old and (full, local) != (old_full, old_local):
-        raise ModelError(
-            "config.json: rope_parameters and the older rope settings disagree", advice="keep one of the two spellings"
-        )
+    _refuse_disagreement(config, ("rope_theta", "rope_scaling"), old_full, full)
+    _refuse_disagreement(config, ("rope_local_base_freq",), old_local, local)
     return full, local
 
 
@@ -58,6 +54,13 @@ def rope_tables(rope: Rope, head_dim: int, positions: int) -> tuple[NDArray[np.f
     frequencies = (rope.theta**-exponents).astype(np.float32) / np.float32(rope.factor)
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]
     return np.cos(angles), np.sin(angles)
+
+
+def _refuse_disagreement(config: ConfigReader, older: tuple[str, ...], old: Rope, new: Rope) -> None:
+    if old != new and any(config.value(name) is not None for name in older):
+        raise ModelError(
+            f"config.json: rope_parameters and {' or '.join(older)} disagree", advice="keep one of the two spellings"
+        )
 
 
 def _theta(config: ConfigReader, name: str) -> float | None:
