@@ -1,0 +1,439 @@
+import asyncio
+import random
+from contextlib import aclosing, suppress
+from typing import Any
+
+import pytest
+
+from kensho.base.errors import ConfigError, DeadlineMissed, EngineError, Overloaded
+from kensho.base.events import (
+    AdmissionChanged,
+    CanaryFinished,
+    CircuitChanged,
+    Event,
+    RequestFinished,
+    RequestRejected,
+    StreamMoved,
+)
+from kensho.base.inference import Sampling
+from kensho.resilience.admission import AdmissionSettings, Level, Priority
+from kensho.resilience.circuit import BreakerSettings, Mode
+from kensho.resilience.guard import Canary
+from kensho.resilience.scheduler import Answer, Scheduler, SchedulerSettings
+from kensho.testing.clock import VirtualClock
+from kensho.testing.engine import Fault, ScriptedEngine, expected_ids
+from kensho.testing.loop import run_virtual
+
+PROMPT = [3, 1, 4, 1, 5]
+TEN = Sampling(max_tokens=10)
+WHOLE = expected_ids(PROMPT, TEN)
+CANARY_IDS = expected_ids([9], Sampling(max_tokens=2))
+
+
+class World:
+    def __init__(self, clock: VirtualClock, settings: SchedulerSettings, canary: Canary, engines: int) -> None:
+        self.clock = clock
+        self.events: list[Event] = []
+        self.primary = ScriptedEngine("primary")
+        self.standby = ScriptedEngine("standby")
+        self.scheduler = Scheduler(
+            self.primary,
+            self.standby if engines == 2 else None,
+            model="m",
+            version="1",
+            tier_of=lambda engine: f"tier of {engine}",
+            canary=canary,
+            settings=settings,
+            clock=clock,
+            rng=lambda: 0.5,
+            emit=self.events.append,
+        )
+
+    async def ask(self, *, sampling: Sampling = TEN, **how: Any) -> list[int]:
+        answer = self.scheduler.submit(PROMPT, sampling, **how)
+        async with aclosing(answer):
+            return [token async for token in answer]
+
+    def of(self, *kinds: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kinds)]
+
+    def changes(self, engine: str = "primary") -> list[str]:
+        seen = [event for event in self.of(CircuitChanged) if event.engine == engine]
+        return [event.from_state for event in seen[:1]] + [event.to_state for event in seen]
+
+
+def in_world(
+    use: Any, *, canary: Canary | None = None, engines: int = 2, prepare: Any = None, **settings: Any
+) -> World:
+    async def main() -> None:
+        if prepare:
+            prepare(world)
+        async with world.scheduler:
+            await asyncio.sleep(1.0)
+            await use(world)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert not world.primary.is_alive
+        assert not world.standby.is_alive
+
+    clock = VirtualClock()
+    world = World(clock, SchedulerSettings(**settings), canary or Canary([9], CANARY_IDS), engines)
+    run_virtual(main(), clock=clock)
+    return world
+
+
+def test_an_answer_comes_from_the_primary_with_its_record() -> None:
+    async def use(world: World) -> None:
+        answer = world.scheduler.submit(PROMPT, TEN)
+        assert [token async for token in answer] == WHOLE
+        assert (answer.record.engine, answer.record.tokens, answer.record.failovers) == ("primary", 10, 0)
+
+    world = in_world(use)
+    (finished,) = world.of(RequestFinished)
+    assert (finished.outcome, finished.tier, finished.priority) == ("ok", "tier of primary", "normal")
+    assert finished.first_token_ms == pytest.approx(30.0)
+
+
+def test_after_a_kill_in_mid_stream_the_primary_returns_by_itself_proven_by_two_canaries() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("crash", 4))
+        assert await world.ask() == WHOLE
+        await asyncio.sleep(1.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED
+        assert await world.ask() == WHOLE
+
+    world = in_world(use)
+    assert world.changes() == ["CLOSED", "RESTARTING", "HALF_OPEN", "CLOSED"]
+    assert [event.outcome for event in world.of(CanaryFinished)] == ["passed", "passed"]
+    assert [event.engine for event in world.of(RequestFinished)] == ["standby", "primary"]
+    assert len(world.of(StreamMoved)) == 1
+    assert all(event.reason and event.next_step for event in world.of(CircuitChanged))
+
+
+def test_an_idle_death_is_noticed_before_the_next_request_is_sent_there() -> None:
+    async def use(world: World) -> None:
+        world.primary.die()
+        assert await world.ask() == WHOLE
+        await asyncio.sleep(1.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED
+
+    world = in_world(use)
+    assert [(event.engine, event.failovers) for event in world.of(RequestFinished)] == [("standby", 0)]
+
+
+def test_fifty_callers_at_half_open_reach_the_standby_and_only_a_canary_the_primary() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("crash", 0), Fault("hang", 0))
+        await world.ask()
+        await asyncio.sleep(0.5)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.HALF_OPEN
+        before = world.primary.streams
+        answers = await asyncio.gather(*[world.ask(priority=Priority.LOW) for _ in range(50)])
+        assert all(answer == WHOLE for answer in answers)
+        assert world.primary.streams == before
+
+    world = in_world(use, admission=AdmissionSettings(pressured_share=1.0))
+    assert {event.engine for event in world.of(RequestFinished)} == {"standby"}
+
+
+def test_a_canary_that_hangs_is_killed_at_its_deadline_and_tried_again_later() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("crash", 0), Fault("hang", 0))
+        await world.ask()
+        await asyncio.sleep(4.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.HALF_OPEN
+        await asyncio.sleep(2.0)
+        seen = world.scheduler.snapshot().circuits["primary"]
+        assert seen.mode is Mode.OPEN
+        assert seen.leaves_in_s == pytest.approx(60.0, abs=2.0)
+        await asyncio.sleep(62.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED
+
+    world = in_world(use)
+    assert world.changes() == ["CLOSED", "RESTARTING", "HALF_OPEN", "OPEN", "RESTARTING", "HALF_OPEN", "CLOSED"]
+
+
+def test_a_primary_that_answers_something_else_stays_out() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("crash", 0), Fault("wrong", 0))
+        await world.ask()
+        await asyncio.sleep(1.0)
+        seen = world.scheduler.snapshot().circuits["primary"]
+        assert (seen.mode, "mismatch" in seen.reason) == (Mode.OPEN, True)
+
+    in_world(use)
+
+
+def test_a_start_loop_ends_and_a_person_can_begin_again() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("crash", 0))
+        world.primary.refuse_starts(3)
+        await world.ask()
+        await asyncio.sleep(600.0)
+        seen = world.scheduler.snapshot().circuits["primary"]
+        assert seen.mode is Mode.HARD_OPEN
+        assert seen.reason.startswith("start_loop")
+        assert world.primary.starts == 4
+        assert await world.ask() == WHOLE
+        world.scheduler.force("primary", None)
+        await asyncio.sleep(1.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED
+
+    in_world(use)
+
+
+def test_steps_of_the_wall_clock_change_nothing() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("crash", 0), Fault("hang", 0))
+        await world.ask()
+        await asyncio.sleep(10.0)
+        world.clock.step_wall(-3600.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.OPEN
+        world.clock.step_wall(7200.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.OPEN
+        await asyncio.sleep(60.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED
+
+    in_world(use)
+
+
+def test_a_standby_on_demand_is_loaded_by_the_first_failover_and_not_before() -> None:
+    async def use(world: World) -> None:
+        await world.ask()
+        assert not world.standby.is_alive
+        assert world.scheduler.snapshot().slots == 1
+        world.primary.inject(Fault("crash", 4))
+        assert await world.ask() == WHOLE
+        assert world.standby.starts == 1
+
+    world = in_world(use, standby="on_demand")
+    (moved,) = world.of(StreamMoved)
+    assert moved.gap_ms == pytest.approx(100.0 + 30.0)
+
+
+def test_a_hot_standby_takes_what_the_primary_has_no_slot_for() -> None:
+    async def use(world: World) -> None:
+        assert world.scheduler.snapshot().slots == 2
+        assert await asyncio.gather(*[world.ask() for _ in range(4)]) == [WHOLE] * 4
+
+    world = in_world(use)
+    assert sorted(event.engine for event in world.of(RequestFinished)) == ["primary", "primary", "standby", "standby"]
+
+
+def test_a_primary_that_does_not_start_leaves_the_work_to_the_standby_and_comes_later() -> None:
+    async def use(world: World) -> None:
+        assert await world.ask() == WHOLE
+        await asyncio.sleep(30.0)
+        assert await world.ask() == WHOLE
+
+    world = in_world(use, prepare=lambda world: world.primary.refuse_starts(2))
+    assert [event.engine for event in world.of(RequestFinished)] == ["standby", "primary"]
+
+
+def test_without_any_engine_the_scheduler_does_not_open() -> None:
+    def prepare(world: World) -> None:
+        world.primary.refuse_starts(1)
+        world.standby.refuse_starts(1)
+
+    async def use(_: World) -> None:
+        raise AssertionError("must not be reached")
+
+    with pytest.raises(EngineError, match="no engine of model 'm' starts"):
+        in_world(use, prepare=prepare)
+
+
+def test_one_engine_alone_works_and_says_when_it_is_back() -> None:
+    async def use(world: World) -> None:
+        assert await world.ask() == WHOLE
+        world.primary.inject(Fault("crash", 3))
+        with pytest.raises(EngineError) as caught:
+            await world.ask()
+        assert "primary is RESTARTING" in caught.value.message
+        await asyncio.sleep(1.0)
+        assert await world.ask() == WHOLE
+
+    in_world(use, engines=1)
+
+
+def test_a_named_engine_answers_alone_and_an_unknown_one_is_refused() -> None:
+    async def use(world: World) -> None:
+        assert await world.ask(engine="standby") == WHOLE
+        with pytest.raises(ConfigError):
+            world.scheduler.submit(PROMPT, TEN, engine="gpu")
+        with pytest.raises(ConfigError):
+            world.scheduler.force("gpu", None)
+
+    world = in_world(use)
+    assert [event.engine for event in world.of(RequestFinished)] == ["standby"]
+
+
+def test_a_forced_circuit_obeys_until_it_is_given_back() -> None:
+    async def use(world: World) -> None:
+        world.scheduler.force("primary", Mode.FORCED_OPEN)
+        await world.ask()
+        world.scheduler.force("primary", None)
+        await asyncio.sleep(1.0)
+        await world.ask()
+
+    world = in_world(use)
+    assert [event.engine for event in world.of(RequestFinished)] == ["standby", "primary"]
+    assert world.primary.starts == 1
+
+
+@pytest.mark.parametrize("standby", ["hot", "on_demand"])
+def test_an_unknown_canary_is_learned_once_and_then_proves_a_restarted_engine(standby: Any) -> None:
+    canary = Canary([9])
+
+    async def use(world: World) -> None:
+        assert canary.is_known
+        world.primary.inject(Fault("crash", 0), Fault("wrong", 0))
+        await world.ask()
+        await asyncio.sleep(1.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.OPEN
+
+    in_world(use, canary=canary, standby=standby)
+
+
+# --- admission ---
+
+
+def test_the_important_request_goes_first() -> None:
+    async def use(world: World) -> None:
+        order = [Priority.LOW, Priority.LOW, Priority.NORMAL, Priority.CRITICAL, Priority.HIGH]
+        asks = [asyncio.create_task(world.ask(priority=priority)) for priority in order]
+        await asyncio.gather(*asks)
+
+    world = in_world(use, engines=1)
+    assert [event.priority for event in world.of(RequestFinished)] == ["low", "critical", "high", "normal", "low"]
+
+
+def test_a_full_queue_refuses_with_reason_and_time_and_says_that_it_is_saturated() -> None:
+    async def use(world: World) -> None:
+        results = await asyncio.gather(*[world.ask(priority=Priority.HIGH) for _ in range(9)], return_exceptions=True)
+        refused = [result for result in results if isinstance(result, Overloaded)]
+        assert len(refused) == 6
+        assert all(error.facts["retry_after_s"] for error in refused)
+        assert world.scheduler.snapshot().level is Level.SATURATED
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED
+        await asyncio.sleep(12.0)
+
+    world = in_world(use, engines=1, admission=AdmissionSettings(bound=2))
+    assert [event.reason for event in world.of(RequestRejected)] == ["full"] * 6
+    assert [event.to_level for event in world.of(AdmissionChanged)] == ["SATURATED", "NORMAL"]
+    assert len(world.of(RequestFinished)) == 3
+
+
+def test_a_deadline_that_passes_in_the_queue_is_told_at_once() -> None:
+    async def use(world: World) -> None:
+        long = asyncio.create_task(world.ask(sampling=Sampling(max_tokens=1000)))
+        await asyncio.sleep(0.1)
+        began = world.clock.monotonic_s()
+        with pytest.raises(DeadlineMissed):
+            await world.ask(deadline_s=began + 2.0)
+        assert world.clock.monotonic_s() == pytest.approx(began + 2.0)
+        await long
+
+    in_world(use, engines=1)
+
+
+def test_a_first_token_that_misses_its_deadline_is_cancelled_and_blames_nobody() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("slow"))
+        with pytest.raises(DeadlineMissed):
+            await world.ask(deadline_s=world.clock.monotonic_s() + 0.1)
+        assert world.scheduler.snapshot().circuits["primary"].counters.failures == 0
+        assert world.scheduler.snapshot().running == 0
+        assert await world.ask() == WHOLE
+
+    in_world(use, engines=1)
+
+
+def test_a_deadline_in_the_past_is_refused_without_touching_an_engine() -> None:
+    async def use(world: World) -> None:
+        with pytest.raises(DeadlineMissed):
+            await world.ask(deadline_s=world.clock.monotonic_s() - 1.0)
+        assert world.primary.streams == 0
+
+    in_world(use)
+
+
+def test_cancelled_requests_free_their_places_and_slots_at_once() -> None:
+    async def use(world: World) -> None:
+        running = asyncio.create_task(world.ask(sampling=Sampling(max_tokens=10_000)))
+        await asyncio.sleep(0.1)
+        waiting = [asyncio.create_task(world.ask(priority=Priority.LOW)) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        assert world.scheduler.snapshot().waiting[Priority.LOW] == 100
+        for task in (*waiting, running):
+            task.cancel()
+        await asyncio.gather(running, *waiting, return_exceptions=True)
+        seen = world.scheduler.snapshot()
+        assert (seen.running, sum(seen.waiting.values())) == (0, 0)
+        assert await world.ask() == WHOLE
+
+    world = in_world(use, engines=1)
+    outcomes = [event.outcome for event in world.of(RequestFinished)]
+    assert (outcomes.count("cancelled"), outcomes.count("ok")) == (101, 1)
+
+
+def test_an_answer_that_nobody_reads_costs_nothing() -> None:
+    async def use(world: World) -> None:
+        answers: list[Answer] = [world.scheduler.submit(PROMPT, TEN) for _ in range(1000)]
+        assert await world.ask() == WHOLE
+        for answer in answers:
+            await answer.aclose()
+        assert sum(world.scheduler.snapshot().waiting.values()) == 0
+
+    in_world(use)
+
+
+def test_closing_ends_what_runs_and_refuses_what_waits() -> None:
+    outcomes: list[object] = []
+
+    async def read(world: World) -> None:
+        try:
+            await world.ask(sampling=Sampling(max_tokens=100_000))
+        except EngineError as error:
+            outcomes.append(error.message)
+
+    async def main() -> None:
+        async with world.scheduler:
+            await asyncio.sleep(1.0)
+            tasks = [asyncio.create_task(read(world)) for _ in range(5)]
+            await asyncio.sleep(1.0)
+        await asyncio.gather(*tasks)
+        await world.scheduler.close()
+        with pytest.raises(EngineError):
+            await world.ask()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    clock = VirtualClock()
+    world = World(clock, SchedulerSettings(), Canary([9], CANARY_IDS), 2)
+    run_virtual(main(), clock=clock)
+    assert outcomes == ["model 'm' is being closed"] * 5
+
+
+def test_hours_with_random_deaths_give_each_request_one_outcome_and_only_right_tokens() -> None:
+    """A sample of the soak: two hours of virtual time, a request every ten seconds, every fifth meets a fault."""
+    rng = random.Random(11)
+    asked = 0
+
+    async def use(world: World) -> None:
+        nonlocal asked
+        end_s = world.clock.monotonic_s() + 7200.0
+        while world.clock.monotonic_s() < end_s:
+            engine = rng.choice([world.primary, world.primary, world.standby])
+            chance = rng.random()
+            if chance < 0.05:
+                engine.die()
+            elif chance < 0.2:
+                engine.inject(Fault(rng.choice(["crash", "hang", "nan", "fail", "slow"]), rng.randrange(12)))
+            asked += 1
+            with suppress(EngineError, Overloaded):
+                assert await world.ask(priority=rng.choice(list(Priority))) == WHOLE
+            await asyncio.sleep(rng.expovariate(0.1))
+
+    world = in_world(use, breaker=BreakerSettings(max_failed_starts=50))
+    finished, rejected = world.of(RequestFinished), world.of(RequestRejected)
+    assert len(finished) + len(rejected) == asked > 500
+    assert sum(event.outcome == "ok" for event in finished) > 0.95 * asked
+    assert {event.to_state for event in world.of(CircuitChanged)} >= {"CLOSED", "OPEN", "HALF_OPEN", "RESTARTING"}
