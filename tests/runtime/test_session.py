@@ -1,0 +1,142 @@
+"""A session on a real graph: tiers agree, the cache is reused, and every misuse or damage is one clear error."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kensho.base.errors import ConfigError, EngineError, WrongNumbers
+from kensho.runtime.header import GraphHeader
+from kensho.runtime.self_test import check_session, relative_error
+from kensho.runtime.session import Session, Tier
+from kensho.runtime.stages import build_raw
+
+pytestmark = pytest.mark.real
+IDS = np.random.default_rng(3).integers(0, 4096, 40).tolist()
+Compiled = tuple[Path, GraphHeader]
+
+
+@pytest.fixture(scope="module")
+def raw_graph(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw-graph")
+    build_raw(tiny_model, folder)
+    return folder
+
+
+def _load(graph: Path, model: Path, tier: Tier = "mapped", **options: int) -> Session:
+    return Session.load(graph, model, tier=tier, max_context=options.get("max_context"), threads=1)
+
+
+def _logits(session: Session) -> np.ndarray:
+    return np.stack([session.append(IDS[:30]), *(session.append([token]) for token in IDS[30:])])
+
+
+def test_int8_agrees_with_the_exact_graph_and_packed_with_mapped(
+    compiled_tiny: Compiled, raw_graph: Path, tiny_model: Path
+) -> None:
+    exact = _logits(_load(raw_graph, tiny_model, "raw"))
+    mapped = _logits(_load(compiled_tiny[0], tiny_model))
+    packed = _logits(_load(compiled_tiny[0], tiny_model, "packed"))
+    assert relative_error(mapped, exact) < 0.06  # measured 0.03
+    np.testing.assert_allclose(packed, mapped, rtol=0, atol=1e-4)  # measured 0: integer sums are exact
+
+
+def test_the_answer_does_not_depend_on_how_the_prompt_was_cut(compiled_tiny: Compiled, tiny_model: Path) -> None:
+    session = _load(compiled_tiny[0], tiny_model)
+    whole = session.append(IDS)
+    for cut in (1, 13, 39):
+        session.rewind(0)
+        session.append(IDS[:cut])
+        np.testing.assert_allclose(session.append(IDS[cut:]), whole, rtol=0, atol=0.02 * float(whole.std()))
+
+
+def test_rewinding_keeps_the_prefix(compiled_tiny: Compiled, tiny_model: Path) -> None:
+    session = _load(compiled_tiny[0], tiny_model)
+    expected = session.append(IDS)
+    assert session.position == 40
+    session.rewind(25)
+    np.testing.assert_allclose(session.append(IDS[25:]), expected, rtol=0, atol=0.02 * float(expected.std()))
+    with pytest.raises(ConfigError):
+        session.rewind(41)
+
+
+def test_the_recorded_self_test_passes_in_every_compiled_tier(compiled_tiny: Compiled, tiny_model: Path) -> None:
+    folder, header = compiled_tiny
+    for tier in ("mapped", "packed"):
+        check_session(_load(folder, tiny_model, tier), header.self_test)
+
+
+def test_the_returned_logits_stay_the_callers(compiled_tiny: Compiled, tiny_model: Path) -> None:
+    session = _load(compiled_tiny[0], tiny_model)
+    first = session.append(IDS[:3])
+    copy = first.copy()
+    session.append(IDS[3:6])
+    assert (first == copy).all()
+    session.close()
+    session.close()
+
+
+def test_the_context_can_be_filled_and_not_exceeded(compiled_tiny: Compiled, tiny_model: Path) -> None:
+    session = _load(compiled_tiny[0], tiny_model, max_context=40)
+    session.append(IDS)
+    with pytest.raises(ConfigError, match="41 tokens do not fit into the context of 40"):
+        session.append([1])
+    assert session.position == 40
+    assert _load(compiled_tiny[0], tiny_model).max_context == 512  # what the graph was made for
+    for context in (0, 513):
+        with pytest.raises(ConfigError, match="choose 1 to 512"):
+            _load(compiled_tiny[0], tiny_model, max_context=context)
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [4096], [1, 2, 10**12]])
+def test_ids_outside_the_vocabulary_are_refused_before_the_engine_sees_them(
+    ids: list[int], compiled_tiny: Compiled, tiny_model: Path
+) -> None:
+    session = _load(compiled_tiny[0], tiny_model)
+    with pytest.raises(ConfigError, match="from 0 to 4095"):
+        session.append(ids)
+    assert session.position == 0
+
+
+def test_the_mixed_tier_is_refused_by_name(compiled_tiny: Compiled, tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="mixed"):
+        _load(compiled_tiny[0], tiny_model, "mixed")
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no weights", "short weights", "garbage graph", "empty graph"])
+def test_what_cannot_be_loaded_is_an_engine_error(
+    damage: str, compiled_tiny: Compiled, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "graph"
+    if damage != "no folder":
+        shutil.copytree(compiled_tiny[0], folder)
+    if damage == "no weights":
+        (folder / "weights.bin").unlink()
+    elif damage == "short weights":
+        data = (folder / "weights.bin").read_bytes()
+        (folder / "weights.bin").write_bytes(data[: len(data) // 2])
+    elif damage == "garbage graph":
+        (folder / "graph.onnx").write_bytes(b"\x08\x07nonsense")
+    elif damage == "empty graph":
+        (folder / "graph.onnx").write_bytes(b"")
+    with pytest.raises(EngineError, match="the mapped graph cannot be loaded") as caught:
+        _load(folder, tiny_model)
+    assert caught.value.advice
+
+
+def test_logits_that_are_not_finite_are_never_returned(
+    compiled_tiny: Compiled, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-2:] = b"\xc0\x7f"  # a bf16 NaN as the last weight of the file: the last norm
+    (model / "model.safetensors").write_bytes(weights)
+    graph = tmp_path / "graph"
+    graph.mkdir()
+    build_raw(model, graph)
+    session = _load(graph, model, "raw")
+    with pytest.raises(WrongNumbers, match="not finite"):
+        session.append(IDS)
+    assert session.position == 0
