@@ -486,16 +486,6 @@ def test_a_circuit_is_not_forced_to_a_mode_that_nobody_can_hold() -> None:
         run(breaker.closed(0.0), Force(Mode.HALF_OPEN))
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [{"failure_threshold": 0}, {"open_s": 0.0}, {"jitter": 1.0}, {"jitter": -0.1}, {"open_s": float("nan")}],
-)
-def test_unusable_settings_are_refused_with_advice(bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        BreakerSettings(**bad)
-    assert caught.value.advice
-
-
 def test_the_snapshot_has_the_figures_of_a_status_page() -> None:
     state, _ = run(breaker.closed(990.0), Admit(), Succeeded(1), Admit(), Failed(1, F.TIMEOUT), Admit())
     seen = breaker.snapshot(state, 1010.0)

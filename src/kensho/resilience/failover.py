@@ -26,7 +26,9 @@ class FailoverSettings:
     max_moves: int = 3
     """A stream that was moved this often is given up: the request itself may be what kills engines. Guess."""
     first_token_s: Seconds = 30.0
-    """Longest silence before the first token after a prefill. Guess: a long prompt on a slow CPU."""
+    """Longest silence before the first token, beside `prefill_id_s` for each id of the prompt. Guess."""
+    prefill_id_s: Seconds = 0.01
+    """Ten times what 270 M parameters take for one id on one slow core."""
     token_s: Seconds = 5.0
     """Longest silence between two tokens. Guess; a host with a budget of its own may be quicker."""
 
@@ -177,7 +179,8 @@ async def generate_with_failover(
             watch = _Watch(guard.engine, clock)
             try:
                 await guard.start()
-                watch.expect(settings.first_token_s)
+                prefill_s = settings.prefill_id_s * (len(prompt_ids) + len(accepted))
+                watch.expect(settings.first_token_s + prefill_s)
                 async with aclosing(guard.engine.generate(prompt_ids, tuple(accepted), sampling)) as ids:
                     while (token := await anext(ids, None)) is not None:
                         now_s = watch.pause()

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import EngineCrashed, EngineError, KenshoError
+from kensho.base.errors import EngineCrashed, KenshoError
 from kensho.base.events import CanaryFinished, CircuitChanged, Emit
 from kensho.base.inference import Engine, Sampling
 from kensho.resilience import breaker
@@ -165,7 +165,7 @@ class Guard:
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
                 await self.engine.start()
-        except EngineError as error:
+        except KenshoError as error:
             raise EngineCrashed(f"engine {self.name} did not start: {error.message}", advice=error.advice) from error
         except TimeoutError as error:
             raise EngineCrashed(f"engine {self.name} did not start in time", advice="it is tried again") from error
@@ -179,10 +179,9 @@ class Guard:
         tasks = [task for task in (self._probing, self._starting, self._killing) if task and not task.done()]
         for task in tasks:
             task.cancel()
-        try:
-            await self.engine.close()
-        finally:
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await self.engine.close()  # first, so that no task waits for the engine's answer
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.engine.close()  # a start that was under way may have finished in between
 
     def _step(self, event: Input) -> tuple[Effect, ...]:
         self._state, effects = breaker.step(self._state, event, self._clock.monotonic_s(), self._settings, self._rng())
@@ -237,7 +236,7 @@ class Guard:
                 await self._killing
             async with self.lane:
                 await self.engine.start()
-        except EngineError:
+        except KenshoError:
             self._step(HostFailed(generation))
         else:
             self._was_started = True

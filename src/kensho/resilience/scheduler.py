@@ -20,7 +20,7 @@ from typing import Literal
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import ConfigError, DeadlineMissed, EngineError
+from kensho.base.errors import ConfigError, DeadlineMissed, EngineError, KenshoError
 from kensho.base.events import Emit, RequestFinished
 from kensho.base.inference import Engine, Sampling
 from kensho.resilience.admission import AdmissionSettings, Level, Priority
@@ -213,6 +213,8 @@ class Scheduler:
                 else:
                     guard.cancelled(permit)
                     return
+        if why and isinstance(why.__cause__, KenshoError) and not isinstance(why.__cause__, EngineError):
+            raise why.__cause__  # a damaged graph, say, is mended by other means than an engine
         raise EngineError(f"no engine of model {self._model!r} starts", advice=why.advice if why else "") from why
 
     async def _prepare(self) -> None:
