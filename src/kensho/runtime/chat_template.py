@@ -1,0 +1,54 @@
+"""Put one question into the form that a model was trained on, by the template that came with it.
+
+Templates are programs of the publisher's (Jinja, as Hugging Face writes them), run in Jinja's immutable sandbox with
+nothing but the messages: no files, no imports, no attributes that begin with `_`, at most 1 MiB of text out.
+"""
+
+from collections.abc import Mapping
+
+from kensho.base.errors import ModelError
+
+MAX_TEMPLATE_CHARS = 256 * 1024
+MAX_OUTPUT_CHARS = 1024 * 1024
+
+
+def render_question(template: str, question: str, tokens: Mapping[str, str]) -> str:
+    """The prompt text for one user turn, up to where the model's answer begins.
+
+    `tokens` are bos_token, eos_token ... as the template may write them. Special tokens that the question itself
+    spells out are not removed. Raises ModelError for a template that fails or writes without end. The first call
+    imports jinja2 (about 30 ms).
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if len(template) > MAX_TEMPLATE_CHARS:
+        raise _refused(f"has {len(template)} characters, {MAX_TEMPLATE_CHARS} at most")
+    # The options that transformers renders with: templates are written for them.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def raise_exception(message: object) -> str:
+        raise TemplateError(str(message))
+
+    environment.globals["raise_exception"] = raise_exception
+    messages = [{"role": "user", "content": question}]
+    parts, length = [], 0
+    try:
+        compiled = environment.from_string(template)
+        for part in compiled.generate(messages=messages, add_generation_prompt=True, **tokens):
+            parts.append(part)
+            length += len(part)
+            if length > MAX_OUTPUT_CHARS:
+                raise _refused(f"writes more than {MAX_OUTPUT_CHARS} characters")
+    except ModelError:
+        raise
+    # A template can fail like any program: TypeError, OverflowError, RecursionError ...
+    except Exception as error:
+        raise _refused(f"failed ({type(error).__name__}: {str(error)[:200]})") from error
+    return "".join(parts)
+
+
+def _refused(why: str) -> ModelError:
+    return ModelError(f"the model's chat template {why}", advice="use --raw-prompt, or tell the model's publisher")
