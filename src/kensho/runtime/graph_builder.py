@@ -48,8 +48,8 @@ class Lowering(Protocol):
         """The factor of a norm, the family's offset folded in."""
         ...
 
-    def rope(self, graph: GraphWriter, name: str, table: NDArray[np.float32]) -> str:
-        """A rope table as a constant: 8 MB in all for 270M and 4096 positions."""
+    def rope(self, graph: GraphWriter, name: str) -> str:
+        """The table `name` of `rope_constants` as a constant: 8 MB in all for 270M and 4096 positions."""
         ...
 
 
@@ -61,7 +61,7 @@ def build_graph(spec: ModelSpec, ops: Iterable[Op], lowering: Lowering, max_posi
     graph.input(TOTAL_LENGTH, INT32, (1,))
     graph.output(LOGITS, FLOAT, (1, spec.vocab_size))
     for op in ops:
-        _lower(graph, spec, op, lowering, max_positions)
+        _lower(graph, spec, op, lowering)
     facts = {
         "kensho.layers": len(spec.layers),
         "kensho.kv_heads": spec.kv_heads,
@@ -72,7 +72,7 @@ def build_graph(spec: ModelSpec, ops: Iterable[Op], lowering: Lowering, max_posi
     return graph.serialize(spec.family, facts)
 
 
-def _lower(graph: GraphWriter, spec: ModelSpec, op: Op, lowering: Lowering, max_positions: int) -> None:
+def _lower(graph: GraphWriter, spec: ModelSpec, op: Op, lowering: Lowering) -> None:
     match op:
         case Embed():
             lowering.embed(graph, op, spec.embedding_scale)
@@ -98,7 +98,7 @@ def _lower(graph: GraphWriter, spec: ModelSpec, op: Op, lowering: Lowering, max_
         case Linear():
             lowering.linear(graph, op)
         case Attention():
-            _lower_attention(graph, spec, op, lowering, max_positions)
+            _lower_attention(graph, spec, op, lowering)
         case GatedGelu():
             active = graph.node("Gelu", [op.gate], f"{op.out}.gelu", approximate="tanh")
             graph.node("Mul", [active, op.up], op.out)
@@ -116,12 +116,9 @@ def _norm(graph: GraphWriter, spec: ModelSpec, x: str, gain: str, out: str) -> s
     return graph.node("SimplifiedLayerNormalization", [x, gain], out, axis=-1, epsilon=spec.norm_epsilon, stash_type=1)
 
 
-def _lower_attention(
-    graph: GraphWriter, spec: ModelSpec, op: Attention, lowering: Lowering, max_positions: int
-) -> None:
+def _lower_attention(graph: GraphWriter, spec: ModelSpec, op: Attention, lowering: Lowering) -> None:
     layer = spec.layers[op.layer]
-    tables = rope_constants(layer.rope, spec.head_dim, max_positions)
-    ropes = [lowering.rope(graph, name, table) for name, table in tables]
+    ropes = [lowering.rope(graph, name) for name in _rope_names(layer.rope)]
     cache = (1, spec.kv_heads, "capacity", spec.head_dim)
     past = [graph.input(f"past.{op.layer}.{part}", FLOAT, cache) for part in ("key", "value")]
     present = [graph.output(f"present.{op.layer}.{part}", FLOAT, cache) for part in ("key", "value")]
@@ -138,8 +135,14 @@ def _lower_attention(
     )
 
 
-def rope_constants(rope: Rope, head_dim: int, positions: int) -> tuple[tuple[str, NDArray[np.float32]], ...]:
-    """The named (cos, sin) tables of one rope, each (positions, head_dim / 2)."""
-    cos, sin = rope_tables(rope, head_dim, positions)
-    name = f"rope.{rope.theta:g}.{rope.factor:g}"
-    return (f"{name}.cos", cos), (f"{name}.sin", sin)
+def rope_constants(spec: ModelSpec, positions: int) -> dict[str, NDArray[np.float32]]:
+    """The tables of all ropes of the model by the names of their constants, each (positions, head_dim / 2)."""
+    tables: dict[str, NDArray[np.float32]] = {}
+    for rope in dict.fromkeys(layer.rope for layer in spec.layers):
+        tables.update(zip(_rope_names(rope), rope_tables(rope, spec.head_dim, positions), strict=True))
+    return tables
+
+
+def _rope_names(rope: Rope) -> tuple[str, str]:
+    # The exact numbers: two ropes that differ in the last digit are two.
+    return f"rope.{rope.theta!r}.{rope.factor!r}.cos", f"rope.{rope.theta!r}.{rope.factor!r}.sin"

@@ -83,7 +83,7 @@ class Int8Lowering:
     def gain(self, tensor: str) -> NDArray[np.float32]:
         return self._gains[tensor]
 
-    def rope(self, graph: GraphWriter, name: str, table: NDArray[np.float32]) -> str:
+    def rope(self, graph: GraphWriter, name: str) -> str:
         return self._constant(graph, name)
 
     def _multiply(self, graph: GraphWriter, x: str, weight: str, out: str) -> str:

@@ -5,6 +5,8 @@ notes, 270M: the head is cut into slices of 4096 rows, and the session runs node
 float32 copy is alive at a time: 36 ms a token and 605 MB at the peak instead of 70 ms and 1 086 MB.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +22,10 @@ _HEAD_SLICE_ROWS = 4096
 class RawLowering:
     """Lowers the linked (not fused) operations of `model`."""
 
-    def __init__(self, model: Model, reader: TensorReader) -> None:
+    def __init__(self, model: Model, reader: TensorReader, ropes: Mapping[str, NDArray[np.float32]]) -> None:
         self._model = model
         self._reader = reader
+        self._ropes = ropes
 
     def embed(self, graph: GraphWriter, op: Embed, scale: float) -> None:
         table = _stored(graph, self._model.tensors[op.table])
@@ -55,9 +58,9 @@ class RawLowering:
     def gain(self, tensor: str) -> NDArray[np.float32]:
         return self._reader.vector(self._model.tensors[tensor]) + np.float32(self._model.spec.norm_offset)
 
-    def rope(self, graph: GraphWriter, name: str, table: NDArray[np.float32]) -> str:
+    def rope(self, graph: GraphWriter, name: str) -> str:
         # Inline although it may be 8 MB: a session takes external data from one folder, and that is the model's.
-        return graph.constant(name, table)
+        return graph.constant(name, self._ropes[name])
 
 
 def _stored(graph: GraphWriter, tensor: Tensor) -> str:

@@ -126,8 +126,8 @@ def build_raw(model_folder: Path, out_folder: Path, *, max_positions: int = DEFA
     symbolic links that leave the folder). About 0.1 s. Raises ModelError, StorageError.
     """
     model = read_model(model_folder)
-    with TensorReader(model_folder) as reader:
-        _write_raw(model, reader, link(model.spec), out_folder, min(max_positions, model.spec.max_positions))
+    positions = min(max_positions, model.spec.max_positions)
+    _write_raw(model, link(model.spec), rope_constants(model.spec, positions), out_folder, positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _optimize(model: Model, linked: list[Op], reader: TensorReader, max_position
     for name in norms:
         gains[name] = reader.vector(model.tensors[name]) + np.float32(spec.norm_offset)
         steps.add(1)
-    ropes = dict(table for layer in spec.layers for table in rope_constants(layer.rope, spec.head_dim, max_positions))
+    ropes = rope_constants(spec, max_positions)
     layout = plan_layout(model, fused, {name: table.nbytes for name, table in ropes.items()})
     return _Plan(linked, fused, layout, gains, ropes, max_positions)
 
@@ -230,8 +230,7 @@ def _exact_answer(
 ) -> tuple[tuple[int, ...], NDArray[np.float32]]:
     folder = out_folder / "raw"
     folder.mkdir()
-    with TensorReader(model.folder) as reader:
-        _write_raw(model, reader, plan.linked, folder, plan.max_positions)
+    _write_raw(model, plan.linked, plan.ropes, folder, plan.max_positions)
     context = self_test.tokens_needed(prompt)
     with closing(Session.load(folder, model.folder, tier="raw", max_context=context, threads=threads)) as session:
         answer = self_test.answer(session, prompt)
@@ -239,7 +238,10 @@ def _exact_answer(
     return answer
 
 
-def _write_raw(model: Model, reader: TensorReader, linked: list[Op], out_folder: Path, max_positions: int) -> None:
-    graph = build_graph(model.spec, linked, RawLowering(model, reader), max_positions)
+def _write_raw(
+    model: Model, linked: list[Op], ropes: dict[str, NDArray[np.float32]], out_folder: Path, max_positions: int
+) -> None:
+    with TensorReader(model.folder) as reader:
+        graph = build_graph(model.spec, linked, RawLowering(model, reader, ropes), max_positions)
     with storage_errors(out_folder, len(graph)):
         write_file(out_folder, GRAPH_FILE, graph)
