@@ -75,6 +75,8 @@ def test_the_returned_logits_stay_the_callers(compiled_tiny: Compiled, tiny_mode
     assert (first == copy).all()
     session.close()
     session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.append([1])
 
 
 def test_the_context_can_be_filled_and_not_exceeded(compiled_tiny: Compiled, tiny_model: Path) -> None:

@@ -51,15 +51,15 @@ class Session:
         self.vocab_size = facts.vocab_size
         self.max_context = max_context
         self.position = 0
-        self._engine = engine
-        self._binding = engine.io_binding()
         # An OrtValue made of an array uses its memory: the arrays must live as long as the binding.
         self._last_position = np.zeros(1, np.int32)
         self._total_length = np.zeros(1, np.int32)
         self._one_id = np.zeros((1, 1), np.int64)
         self._logits = np.zeros((1, facts.vocab_size), np.float32)
         self._one_id_value = _value(self._one_id)
-        self._kept = self._bind()
+        binding = engine.io_binding()
+        self._kept = self._bind(binding)
+        self._running: tuple[onnxruntime.InferenceSession, onnxruntime.IOBinding] | None = (engine, binding)
 
     @classmethod
     def load(
@@ -100,6 +100,9 @@ class Session:
         The array is the caller's. Blocks for the computation. On an error `position` is unchanged, so the step can
         be tried again. Raises EngineError, WrongNumbers (not finite), ConfigError (ids or context out of range).
         """
+        if self._running is None:
+            raise EngineError("the session is closed", advice="load the model again")
+        engine, binding = self._running
         total = self.position + len(ids)
         if not ids or min(ids) < 0 or max(ids) >= self.vocab_size:
             raise ConfigError(
@@ -117,8 +120,8 @@ class Session:
             new_ids = _value(np.array([ids], np.int64))
         self._last_position[0], self._total_length[0] = total - 1, total
         try:
-            self._binding.bind_ortvalue_input("input_ids", new_ids)
-            self._engine.run_with_iobinding(self._binding)
+            binding.bind_ortvalue_input("input_ids", new_ids)
+            engine.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(f"a step failed: {_first_line(error)}", advice="restart the engine") from error
         if not np.isfinite(self._logits).all():
@@ -134,13 +137,12 @@ class Session:
         self.position = position
 
     def close(self) -> None:
-        """Give the memory back. The session cannot be used afterwards. Idempotent."""
+        """Give the memory back. Afterwards `append` raises EngineError. Idempotent."""
+        self._running = None
         self._kept.clear()
-        self.__dict__.pop("_binding", None)
-        self.__dict__.pop("_engine", None)
 
-    def _bind(self) -> list[onnxruntime.OrtValue]:
-        facts, binding = self.facts, self._binding
+    def _bind(self, binding: onnxruntime.IOBinding) -> list[onnxruntime.OrtValue]:
+        facts = self.facts
         shape = (1, facts.kv_heads, self.max_context, facts.head_dim)
         kept = [_value(self._last_position), _value(self._total_length), _value(self._logits)]
         binding.bind_ortvalue_input("last_position", kept[0])
