@@ -13,7 +13,7 @@ from kensho.delivery.http_source import HttpSource
 from kensho.delivery.sources import Failover, Retrying, Source, open_source
 from kensho.server.origin import Origin
 from kensho.testing.clock import VirtualClock
-from kensho.testing.repository import MemorySource
+from kensho.testing.memory_source import MemorySource
 
 PACK = bytes(i * 7 % 251 for i in range(3 << 20))
 FILES = {"packs/a.pack": PACK, "metadata/timestamp.json": b"{}", "empty": b""}

@@ -183,6 +183,10 @@ class Failover:
                 errors.append(error)
         raise _most_hopeful(errors)
 
+    def served_by(self) -> str:
+        """The name of the source that gave this thread its last bytes."""
+        return self._sources[getattr(self._last, "index", 0)].name
+
     def blame(self) -> str:
         """The bytes last given to this thread were wrong. Returns the name of the source they came from."""
         index: int = getattr(self._last, "index", 0)
@@ -200,6 +204,12 @@ class Failover:
         # "No such file" is an answer: the next root version is asked for at every refresh, and is mostly not there.
         if not isinstance(error, NotFoundAtSource):
             self._faults[index] += 1
+
+
+def dependable(sources: Sequence[Source], *, emit: Emit, clock: Clock, rng: Rng) -> tuple[Retrying, Failover]:
+    """The usual wrapping: what to read from, and whom to tell about wrong bytes."""
+    failover = Failover(sources)
+    return Retrying(failover, emit=emit, clock=clock, rng=rng), failover
 
 
 def open_source(url: str, *, clock: Clock, proxy: str | None, allow_network: bool) -> Source:

@@ -69,9 +69,9 @@ class Staging:
             finally:
                 self._disk.close(fd)
 
-    def place(self, slot: Slot) -> Place:
-        """Where another file can copy that chunk from."""
-        return Place(f"{self._folder.name}/{slot.file}.part", slot.offset)
+    def place(self, file: Digest, offset: int) -> Place:
+        """Where another file can copy a verified chunk from."""
+        return Place(f"{self._folder.name}/{file}.part", offset)
 
     def finish(self, file: WantedFile, target: Path, *, now: float) -> Record:
         """The file, all of whose chunks are here, gets its final name `target`. Returns what was verified.

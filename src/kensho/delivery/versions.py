@@ -54,6 +54,8 @@ class Versions:
             self._disk.close(self._disk.open_write(probe))
             try:
                 self._disk.link(probe, link)
+            except FileExistsError:
+                return True  # another process tries it too
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise

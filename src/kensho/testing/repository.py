@@ -1,104 +1,73 @@
-"""A signed repository in memory, behind the `Source` protocol, with faults: the outside world for tests of the updater.
+"""A signed repository for tests of the updater: made by the real publisher, read from memory, faulty on demand.
 
-published = MemorySource.of_folder(repo)          # what the real publisher wrote
-published.faults["packs/*"] = Fault("corrupt")    # one byte of every answer is wrong
-published.is_offline = True                       # nothing can be reached
+world = SimulatedRepository(tmp_path, now=datetime.now(UTC))
+world.publish("voice", "1.0", {"config.json": b"{}", "model.safetensors": ...})
+source = world.source()                        # a `MemorySource`: see there for faults
 """
 
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+import shutil
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
-from kensho.base.errors import NotFoundAtSource, TransportError
-
-PIECE_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens to reads of matching paths: `corrupt` flips the lowest bit of the first byte of each answer,
-    `truncate` breaks off in its middle, `missing` is 404, `offline` does not answer. `times` None = always."""
-
-    kind: Literal["corrupt", "truncate", "missing", "offline"]
-    times: int | None = None
+from kensho.delivery.disk import RealDisk
+from kensho.delivery.keys import keygen
+from kensho.delivery.layout import manifest_target
+from kensho.delivery.manifest import Manifest, parse_manifest
+from kensho.delivery.publisher import publish
+from kensho.delivery.releases import describe_release
+from kensho.delivery.repository import Repository, repository_lock
+from kensho.delivery.signing import validity_of
+from kensho.testing.memory_source import MemorySource
 
 
-class MemorySource:
-    """Satisfies `Source`. `files` may be changed between reads; `ranges` has each range that was asked for."""
+class SimulatedRepository:
+    """A repository made by the real publisher with real keys, in a scratch folder. Each `source()` is a copy of it."""
 
-    def __init__(self, files: Mapping[str, bytes], *, name: str = "memory") -> None:
-        self.name = name
-        self.files = dict(files)
-        self.faults: dict[str, Fault] = {}
-        self.is_offline = False
-        self.bytes_fetched = 0
-        self.requests = 0
-        self.ranges: list[tuple[str, int, int]] = []
-        self._lock = threading.Lock()
+    def __init__(self, scratch: Path, *, now: datetime) -> None:
+        self._scratch, self._now = scratch, now
+        self.folder, self._keys, self._models = scratch / "repo", scratch / "keys", scratch / "models"
+        if not self._keys.exists():
+            keygen(self._keys)
 
-    @classmethod
-    def of_folder(cls, folder: Path, *, name: str = "memory") -> "MemorySource":
-        """All files of a published repository, as they are now."""
-        return cls(read_folder(folder), name=name)
+    def copy(self, scratch: Path) -> "SimulatedRepository":
+        """The same publisher, whose further releases this one does not see."""
+        shutil.copytree(self._scratch, scratch, dirs_exist_ok=True)
+        return SimulatedRepository(scratch, now=self._now)
 
-    def read(self, path: str, *, max_bytes: int) -> bytes:
-        fault = self._ask(path)
-        data = self.files[path]
-        if len(data) > max_bytes:
-            raise TransportError(f"{path} has more than {max_bytes} bytes", is_final=True)
-        return b"".join(self._answer(path, data, fault))
+    @property
+    def root(self) -> bytes:
+        """What a client is given to trust."""
+        return (self.folder / "metadata" / "1.root.json").read_bytes()
 
-    def read_range(self, path: str, offset: int, length: int) -> Iterator[bytes]:
-        fault = self._ask(path)
-        with self._lock:
-            self.ranges.append((path, offset, length))
-        data = self.files[path][offset : offset + length]
-        yield from self._answer(path, data, fault)
-        if len(data) < length:
-            raise TransportError(f"{path} ends early")
+    def source(self, name: str = "memory") -> MemorySource:
+        """The repository as it is now."""
+        return MemorySource.of_folder(self.folder, name=name)
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def publish(self, model: str, version: str, files: Mapping[str, bytes], *, min_client: str = "0.1.0") -> None:
+        folder = self._models / model / version
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        publish(
+            folder,
+            self.folder,
+            self._keys,
+            model=model,
+            version=version,
+            min_client=min_client,
+            now=self._now,
+            emit=lambda event: None,
+        )
 
-    def _ask(self, path: str) -> Fault | None:
-        with self._lock:
-            self.requests += 1
-            fault = self._fault(path)
-        if self.is_offline or (fault and fault.kind == "offline"):
-            raise TransportError(f"cannot reach {self.name}")
-        if path not in self.files or (fault and fault.kind == "missing"):
-            raise NotFoundAtSource(f"{self.name} has no {path}")
-        return fault
+    def sign(self, model: str, version: str, release: int, manifest: bytes) -> None:
+        """Sign any bytes as the manifest of a release: what a careless publisher could do."""
+        disk = RealDisk()
+        with repository_lock(disk, self.folder):
+            repository = Repository.open(self.folder, self._keys, disk)
+            repository.add_target(manifest_target(model, version), manifest, describe_release(model, version, release))
+            repository.commit(self._now, validity_of(None))
 
-    def _answer(self, path: str, data: bytes, fault: Fault | None) -> Iterator[bytes]:
-        if fault and fault.kind == "corrupt" and data:
-            data = bytes([data[0] ^ 1]) + data[1:]
-        if fault and fault.kind == "truncate":
-            data = data[: len(data) // 2]
-        for start in range(0, len(data), PIECE_BYTES):
-            piece = data[start : start + PIECE_BYTES]
-            with self._lock:
-                self.bytes_fetched += len(piece)
-            yield piece
-        if fault and fault.kind == "truncate":
-            raise TransportError(f"{self.name} cut {path} off")
-
-    def _fault(self, path: str) -> Fault | None:
-        for pattern, fault in list(self.faults.items()):
-            if fnmatchcase(path, pattern):
-                if fault.times == 1:
-                    del self.faults[pattern]
-                elif fault.times is not None:
-                    self.faults[pattern] = Fault(fault.kind, fault.times - 1)
-                return fault
-        return None
-
-
-def read_folder(folder: Path) -> dict[str, bytes]:
-    """Relative path -> bytes of every file in the folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    def manifest(self, model: str, version: str) -> Manifest:
+        repository = Repository.open(self.folder, self._keys, RealDisk())
+        return parse_manifest(repository.read_target(manifest_target(model, version)))

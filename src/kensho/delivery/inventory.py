@@ -1,0 +1,112 @@
+"""What of the wanted files is on this disk already: whole, in staging, or as chunks of other files.
+
+Only bytes that were hashed now, or that a verification record vouches for, count as whole or staged. Chunks of other
+installed files are offered unseen: who copies them hashes them on the way.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from stat import S_ISREG
+
+from kensho.base.clock import Seconds
+from kensho.base.errors import Damaged, TrustError
+from kensho.base.ids import Digest
+from kensho.delivery.chunk_list import MAX_LIST_BYTES, Chunk, parse_chunk_records
+from kensho.delivery.disk import storage_errors
+from kensho.delivery.hashing import hash_spans
+from kensho.delivery.installed import InstalledFile, Record
+from kensho.delivery.plan import Have, Place, WantedFile
+from kensho.delivery.staging import offsets
+from kensho.delivery.store import Store
+
+
+@dataclass(slots=True)
+class Inventory:
+    """`have` for the plan; `records` vouch for the whole files in it."""
+
+    have: Have
+    records: list[Record] = field(default_factory=list)
+
+
+def take_inventory(store: Store, want: Sequence[WantedFile], *, now: Seconds) -> Inventory:
+    """Looks at the blobs, staging and other installed files. Hashes what nothing vouches for (about 3 GB/s).
+
+    Needs no lock; without it, what is found may be gone when it is used. StorageError if the disk cannot be read.
+    """
+    known = store.state.records()
+    whole: set[Digest] = set()
+    records: list[Record] = []
+    places: dict[Digest, Place] = {}
+    for file in want:
+        record = _check_blob(store, file, known, places, now)
+        if record:
+            whole.add(file.digest)
+            records.append(record)
+    missing = [file for file in want if file.digest not in whole]
+    staged: dict[Digest, frozenset[int]] = {}
+    for file in missing:
+        staged[file.digest] = store.staging.verified(file)
+        for index, (offset, chunk) in enumerate(offsets(file.chunks)):
+            if index in staged[file.digest]:
+                places.setdefault(chunk.digest, store.staging.place(file.digest, offset))
+    if missing:
+        _offer_installed(store, places)
+    return Inventory(Have(files=frozenset(whole), staged=staged, chunks=places), records)
+
+
+def chunks_of(store: Store, file: InstalledFile) -> tuple[Chunk, ...]:
+    """The chunks of an installed file, from the list kept at acceptance. Damaged if that list is."""
+    data = store.document(file.chunk_list, max_bytes=MAX_LIST_BYTES)
+    return parse_chunk_records(data, file.size_bytes).chunks
+
+
+def _check_blob(
+    store: Store,
+    file: WantedFile,
+    known: dict[tuple[int, int], Record],
+    places: dict[Digest, Place],
+    now: Seconds,
+) -> Record | None:
+    """A record if the whole blob is right; else its good chunks become places to copy from."""
+    path = store.blob_path(file.digest)
+    with storage_errors("read a blob", store.root):
+        found = store.disk.lstat(path)
+        if found is None or not S_ISREG(found.st_mode):
+            return None
+        record = known.get((found.st_dev, found.st_ino))
+        if record and record.vouches_for(file.digest, found, now=now):
+            return record
+        fd = store.disk.open_read(path)
+        try:
+            before = store.disk.fstat(fd)  # before hashing: a write in the middle of it must not be vouched for
+            spans = [(offset, chunk.size_bytes) for offset, chunk in offsets(file.chunks)]
+            digests = hash_spans(store.disk, fd, spans)
+        finally:
+            store.disk.close(fd)
+    is_whole = before.st_size == file.size_bytes
+    for (offset, _), chunk, digest in zip(spans, file.chunks, digests, strict=True):
+        if digest == chunk.digest:
+            places.setdefault(digest, Place(f"blobs/{file.digest}", offset))
+        else:
+            is_whole = False
+    return Record.of(file.digest, before, now) if is_whole else None
+
+
+def _offer_installed(store: Store, places: dict[Digest, Place]) -> None:
+    """Chunks of every file of every installed version. By its version's name, which is there even if the blob is not,
+    and which is another file than the blob where hard links are refused."""
+    for name, file in _installed_files(store):
+        if file.used != file.digest:
+            continue
+        try:
+            chunks = chunks_of(store, file)
+        except (Damaged, TrustError):
+            continue  # verify reports it; here it only means fewer places
+        for offset, chunk in offsets(chunks):
+            places.setdefault(chunk.digest, Place(name, offset))
+
+
+def _installed_files(store: Store) -> Iterator[tuple[str, InstalledFile]]:
+    for release in store.state.releases():
+        for file in release.files:
+            yield f"versions/{release.model}/{release.version}/{file.path}", file

@@ -1,0 +1,334 @@
+"""Pulling: only what is missing travels, nothing wrong is visible, and what fails leaves the old version running."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kensho.base.errors import (
+    ClientTooOld,
+    DigestMismatch,
+    NotEnoughSpace,
+    NotFoundAtSource,
+    NotInstalled,
+    StoreBusy,
+    TransportError,
+    TrustError,
+)
+from kensho.base.events import (
+    ChunkRejected,
+    DownloadProgress,
+    FallbackActivated,
+    ManifestAccepted,
+    ManifestRejected,
+    UpdateApplied,
+)
+from kensho.base.ids import digest_of
+from kensho.delivery.layout import pack_path
+from kensho.delivery.manifest import dump_manifest
+from kensho.delivery.store import Store
+from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
+from kensho.testing.disk import FaultyDisk
+from kensho.testing.memory_source import Fault, MemorySource
+from kensho.testing.repository import SimulatedRepository
+
+
+def test_a_pull_makes_exactly_the_published_files_visible(client: Client, world: SimulatedRepository) -> None:
+    source = world.source()
+    report = client.pull(source)
+    assert [(r.model, r.version, r.state, r.error) for r in report.models] == [("voice", "1.0", "updated", None)]
+    assert client.content() == model_files(FIRST)
+    assert (report.bytes_fetched, report.requests) == (source.bytes_fetched, source.requests)
+    assert report.requests - report.requests_metadata == len(source.ranges) == 1
+    assert (report.bytes_reused, report.bytes_patched) == (0, 0)
+    assert not list((client.root / "staging").iterdir())
+    progress = [(event.done, event.total) for event in client.of(DownloadProgress)]
+    assert progress == sorted(progress)
+    assert progress[-1][0] == progress[-1][1] == sum(map(len, model_files(FIRST).values()))
+    assert [event.version for event in client.of(UpdateApplied)] == ["1.0"]
+    assert len(client.of(ManifestAccepted)) == 1
+
+
+def test_a_second_pull_moves_nothing(client: Client, world: SimulatedRepository) -> None:
+    client.pull(world.source())
+    source = world.source()
+    report = client.pull(source, models=())
+    assert [(r.version, r.state) for r in report.models] == [("1.0", "current")]
+    assert source.ranges == []
+    assert report.requests == report.requests_metadata == 2
+    assert report.bytes_reused == 0
+    assert len(client.of(UpdateApplied)) == 1
+
+
+def test_an_update_fetches_only_the_chunks_that_are_new(
+    client: Client, world: SimulatedRepository, grown: SimulatedRepository
+) -> None:
+    client.pull(world.source())
+    source = grown.source()
+    report = client.pull(source)
+    assert (report.models[0].version, report.models[0].state) == ("2.0", "updated")
+    assert client.content() == model_files(SECOND)
+    [(_, _, length)] = source.ranges
+    assert length <= 20_100
+    assert report.bytes_reused >= 5 * 20_000
+    assert client.store.model("voice").previous == "1.0"
+
+
+def test_bytes_of_another_model_are_not_fetched_again(client: Client, grown: SimulatedRepository) -> None:
+    client.pull(grown.source())
+    source = grown.source()
+    client.pull(source, models=["other"])
+    assert client.content("other") == model_files([FIRST[0], weights(3)[0]])
+    assert sum(length for _, _, length in source.ranges) < 21_000
+
+
+def test_a_plan_says_what_the_pull_then_does_and_changes_nothing(client: Client, grown: SimulatedRepository) -> None:
+    [plan] = client.updater(grown.source()).plan(["voice"])
+    assert not list((client.root / "blobs").iterdir())
+    source = grown.source()
+    client.pull(source)
+    assert plan.bytes_fetch == sum(length for _, _, length in source.ranges)
+    assert plan.requests == len(source.ranges)
+    assert (plan.model, plan.version, plan.bytes_reuse) == ("voice", "2.0", 0)
+
+
+def test_several_connections_bring_the_same(client: Client, grown: SimulatedRepository) -> None:
+    client.pull(grown.source(), connections=4, models=["voice", "other"])
+    assert client.content() == model_files(SECOND)
+
+
+# --- sources that fail ---
+
+
+def test_wrong_bytes_are_refused_blamed_and_fetched_from_another_source(
+    client: Client, world: SimulatedRepository
+) -> None:
+    poisoned, honest = world.source("poisoned"), world.source("honest")
+    poisoned.faults["packs/*"] = Fault("corrupt")
+    assert client.pull(poisoned, honest).models[0].state == "updated"
+    assert client.content() == model_files(FIRST)
+    assert {event.source for event in client.of(ChunkRejected)} == {"poisoned"}
+    assert all(length < 25_000 for _, _, length in honest.ranges), "only the rejected chunks are asked for again"
+
+
+def test_wrong_bytes_from_everybody_end_the_pull_and_the_old_version_stays(
+    client: Client, world: SimulatedRepository, grown: SimulatedRepository
+) -> None:
+    client.pull(world.source())
+    source = grown.source()
+    source.faults["packs/*"] = Fault("corrupt")
+    report = client.pull(source)
+    assert (report.models[0].state, report.models[0].version) == ("failed", "1.0")
+    assert isinstance(report.first_error, DigestMismatch)
+    assert client.content() == model_files(FIRST)
+
+
+def test_a_cut_goes_on_from_the_byte_that_was_reached(client: Client, world: SimulatedRepository) -> None:
+    source = world.source()
+    source.faults["packs/*"] = Fault("truncate", times=1)
+    whole = world.source()
+    Client(client.root.with_name("other"), world).pull(whole)
+    assert client.pull(source).models[0].state == "updated"
+    assert source.bytes_fetched == whole.bytes_fetched
+    assert client.content() == model_files(FIRST)
+
+
+def test_a_source_that_goes_away_leaves_chunks_that_the_next_pull_does_not_fetch(
+    client: Client, world: SimulatedRepository
+) -> None:
+    source = world.source()
+    source.faults["packs/*"] = Fault("truncate")
+    first = client.pull(source)
+    assert isinstance(first.first_error, TransportError)
+    assert client.store.installed() == []
+    fetched = source.bytes_fetched
+    again = world.source()
+    assert client.pull(again).models[0].state == "updated"
+    pack = next(path for path in world.source().files if path.startswith("packs/"))
+    whole = len(world.source().files[pack])
+    [(_, start, length)] = again.ranges
+    assert start + length == whole
+    assert length < whole, fetched
+
+
+def test_a_refresh_that_cannot_be_made_changes_nothing(client: Client, world: SimulatedRepository) -> None:
+    client.pull(world.source())
+    source = world.source()
+    source.is_offline = True
+    for ask in (lambda: client.pull(source), lambda: client.updater(source).plan(["voice"])):
+        with pytest.raises(TransportError):
+            ask()
+    assert client.content() == model_files(FIRST)
+
+
+def test_one_model_that_fails_does_not_stop_another(client: Client, grown: SimulatedRepository) -> None:
+    source = grown.source()
+    source.faults["targets/voice/*"] = Fault("missing")
+    report = client.pull(source, models=["voice", "other"])
+    assert [(r.model, r.state) for r in report.models] == [("voice", "failed"), ("other", "updated")]
+
+
+def test_an_unknown_model_is_refused_with_the_list_of_what_there_is(client: Client, grown: SimulatedRepository) -> None:
+    for models in (["none"], []):
+        with pytest.raises(NotInstalled) as caught:
+            client.pull(grown.source(), models=models)
+        assert "other, voice" in caught.value.advice
+
+
+# --- releases that are refused ---
+
+
+def test_a_manifest_for_a_newer_client_is_refused_and_the_old_version_stays(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    client.pull(world.source())
+    later = world.copy(tmp_path)
+    later.publish("voice", "2.0", model_files(SECOND), min_client="9.0")
+    report = client.pull(later.source())
+    assert isinstance(report.first_error, ClientTooOld)
+    assert report.models[0].version == "1.0"
+    assert len(client.of(ManifestRejected)) == 1
+    assert client.updater(later.source(), client_version="9.1").pull().models[0].version == "2.0"
+
+
+def _refusal(client: Client, made: SimulatedRepository) -> str:
+    error = client.pull(made.source()).first_error
+    assert isinstance(error, TrustError)
+    assert client.content() == model_files(SECOND)
+    return error.message
+
+
+def test_a_manifest_that_is_signed_as_another_release_is_refused(
+    client: Client, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    client.pull(grown.source())
+    swapped = grown.copy(tmp_path)
+    swapped.sign("voice", "3.0", 3, dump_manifest(grown.manifest("voice", "1.0")))
+    assert "says voice 1.0" in _refusal(client, swapped)
+
+
+def test_a_version_published_twice_with_other_files_is_refused(
+    client: Client, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    client.pull(grown.source())
+    rewritten = grown.copy(tmp_path)
+    rewritten.sign("voice", "2.0", 3, dump_manifest(replace(grown.manifest("voice", "1.0"), version="2.0", release=3)))
+    assert "published twice" in _refusal(client, rewritten)
+
+
+def test_a_release_older_than_the_installed_one_is_refused(
+    client: Client, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    client.pull(grown.source())
+    withdrawn = grown.copy(tmp_path)
+    withdrawn.sign("voice", "2.0", 1, dump_manifest(replace(grown.manifest("voice", "2.0"), release=1)))
+    assert "installed already" in _refusal(client, withdrawn)
+
+
+# --- degraded ---
+
+
+def _with_flags(world: SimulatedRepository, scratch: Path) -> SimulatedRepository:
+    """voice 2.0: extra.bin is optional, main.bin falls back to spare.bin; packs of their own, so that they can fail."""
+    made = world.copy(scratch)
+    more = {"extra_bin": b"extra" * 3000, "main_bin": b"main" * 3000, "spare_bin": b"spare" * 3000}
+    made.publish("voice", "2.0-all", model_files(FIRST, **more))
+    manifest = made.manifest("voice", "2.0-all")
+    flags = {"extra.bin": (False, None), "main.bin": (True, "spare.bin")}
+    files = tuple(
+        replace(file, is_required=flags.get(file.path, (True, None))[0], fallback=flags.get(file.path, (True, None))[1])
+        for file in manifest.files
+    )
+    made.sign("voice", "2.0", 3, dump_manifest(replace(manifest, version="2.0", release=3, files=files)))
+    return made
+
+
+def _lose(source: MemorySource, client: Client, *contents: bytes) -> None:
+    """Spoil the encoded bytes of these files in the repository's packs."""
+    lost = {digest_of(content) for content in contents}
+    [plan] = client.updater(source).plan(["voice"])
+    for chunk in (chunk for file in plan.files if file.digest in lost for chunk in file.chunks):
+        body = bytearray(source.files[pack_path(chunk.pack)])
+        body[chunk.pack_offset] ^= 1
+        source.files[pack_path(chunk.pack)] = bytes(body)
+
+
+def test_an_optional_file_is_skipped_and_a_fallback_stands_in_until_they_can_be_had(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made = _with_flags(world, tmp_path)
+    source = made.source()
+    _lose(source, client, b"extra" * 3000, b"main" * 3000)
+    report = client.pull(source)
+    assert [(r.version, r.state) for r in report.models] == [("2.0", "degraded")]
+    content = client.content()
+    assert content["main.bin"] == b"spare" * 3000
+    assert "extra.bin" not in content
+    assert client.store.model("voice").is_degraded
+    reasons = {event.path: event.fallback for event in client.of(FallbackActivated)}
+    assert reasons == {"main.bin": "spare.bin", "extra.bin": "nothing (it is optional)"}
+    assert client.pull(source).models[0].state == "degraded"
+    assert client.pull(made.source()).models[0].state == "updated"
+    assert client.content()["main.bin"] == b"main" * 3000
+    assert client.content()["extra.bin"] == b"extra" * 3000
+    assert not client.store.model("voice").is_degraded
+
+
+def test_a_required_file_whose_fallback_fails_too_ends_the_pull(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    client.pull(world.source())
+    source = _with_flags(world, tmp_path).source()
+    _lose(source, client, b"spare" * 3000, b"main" * 3000)
+    assert client.pull(source).models[0].state == "failed"
+    assert client.store.model("voice").version == "1.0"
+
+
+def test_a_network_that_goes_away_is_no_reason_to_install_less(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    source = _with_flags(world, tmp_path).source()
+    source.faults["packs/*"] = Fault("offline")
+    report = client.pull(source)
+    assert report.models[0].state == "failed"
+    assert not isinstance(report.first_error, NotFoundAtSource)
+
+
+# --- the disk ---
+
+
+def test_too_little_space_is_refused_before_the_first_chunk(ram: Path, world: SimulatedRepository) -> None:
+    client = Client(ram / "full", world, disk=FaultyDisk(free_bytes=100_000))
+    source = world.source()
+    report = client.pull(source)
+    assert isinstance(report.first_error, NotEnoughSpace)
+    assert source.ranges == []
+    with pytest.raises(NotEnoughSpace):
+        client.updater(world.source()).plan(["voice"])
+
+
+def test_where_links_are_refused_a_pull_copies_and_asks_for_the_space(ram: Path, world: SimulatedRepository) -> None:
+    client = Client(ram / "fat", world, disk=FaultyDisk(has_links=False))
+    linked = Client(ram / "linked", world)
+    sizes = [made.updater(world.source()).plan(["voice"])[0].bytes_disk_needed for made in (client, linked)]
+    assert sizes[0] > sizes[1] + 120_000
+    client.pull(world.source())
+    assert client.content() == model_files(FIRST)
+    assert client.pull(world.source()).models[0].state == "current"
+
+
+def test_a_pull_waits_for_nobody(client: Client, world: SimulatedRepository) -> None:
+    other = Store.open(client.root, disk=FaultyDisk())
+    with other.writing(), pytest.raises(StoreBusy):
+        client.pull(world.source())
+    other.close()
+
+
+def test_a_pinned_model_stays_at_its_version(
+    client: Client, world: SimulatedRepository, grown: SimulatedRepository
+) -> None:
+    client.pull(world.source())
+    client.store.state.pin("voice", "1.0")
+    assert [(r.version, r.state) for r in client.pull(grown.source(), models=()).models] == [("1.0", "current")]
+    client.store.state.pin("voice", None)
+    assert client.pull(grown.source(), models=()).models[0].version == "2.0"
