@@ -1,6 +1,8 @@
 """A session on a real graph: tiers agree, the cache is reused, and every misuse or damage is one clear error."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,11 @@ def test_logits_that_are_not_finite_are_never_returned(
     with pytest.raises(WrongNumbers, match="not finite"):
         session.append(IDS)
     assert session.position == 0
+
+
+def test_loading_needs_no_package_that_only_the_compiler_needs() -> None:
+    code = "import sys, kensho.runtime.session, kensho.runtime.self_test; print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "'onnxruntime'" in modules
+    for absent in ("'onnx'", "'msgspec'", "'tuf'", "'jinja2'", "'urllib3'", "'tokenizers'"):
+        assert absent not in modules

@@ -1,6 +1,9 @@
 """Compiling: five honest stages, an artefact that verifies, and one clear error for what cannot be compiled."""
 
+import json
+import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +15,10 @@ from kensho.base.clock import SystemClock
 from kensho.base.errors import CompileFailed, Damaged
 from kensho.runtime import self_test, stages
 from kensho.runtime.header import GraphHeader, KeyFields, read_header, verify_graph
-from kensho.runtime.stages import STAGES, compile_model
+from kensho.runtime.safetensors import read_tensors
+from kensho.runtime.session import Session
+from kensho.runtime.stages import STAGES, build_raw, compile_model
+from kensho.runtime.tensor_reader import TensorReader
 
 pytestmark = pytest.mark.real
 
@@ -111,3 +117,47 @@ def test_no_form_good_enough_is_one_clear_error(
     monkeypatch.setattr(self_test, "MAX_ERROR", 0.0)
     with pytest.raises(CompileFailed, match="answers like the exact one"):
         compile_into(tiny_model)
+
+
+def _rewrite(model: Path, dtype: str) -> None:
+    """The weights of `model` as `dtype` in two shards, at odd offsets, with an index."""
+    tensors = read_tensors(model)
+    names: dict[str, str] = {}
+    parts: dict[str, dict[str, np.ndarray]] = {"one.safetensors": {}, "two.safetensors": {}}
+    with TensorReader(model) as reader:
+        for index, (name, tensor) in enumerate(tensors.items()):
+            shard = "one.safetensors" if index % 3 else "two.safetensors"
+            parts[shard][name] = reader.vector(tensor).astype({"F32": np.float32, "F16": np.float16}[dtype])
+            names[name] = shard
+    for shard, arrays in parts.items():
+        table, data = {}, b""
+        for name, array in arrays.items():
+            table[name] = {
+                "dtype": dtype,
+                "shape": list(array.shape),
+                "data_offsets": [len(data), len(data) + array.nbytes],
+            }
+            data += array.tobytes()
+        header = json.dumps(table).encode()
+        (model / shard).write_bytes(struct.pack("<Q", len(header)) + header + data)
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_other_types_and_shards_give_the_same_logits(
+    dtype: str, tiny_model: Path, edited_model: Callable[..., Path], compile_into: Callable, tmp_path: Path
+) -> None:
+    model = edited_model()
+    _rewrite(model, dtype)
+    logits = []
+    for index, folder in enumerate((tiny_model, model)):
+        raw = tmp_path / f"raw-{index}"
+        raw.mkdir()
+        build_raw(folder, raw)
+        with closing(Session.load(raw, folder, tier="raw", max_context=32, threads=1)) as session:
+            logits.append(session.append(list(range(5, 25))))
+    # A random bf16 weight may be too small for float16's exponent: that much may differ.
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-4)
+    out, _ = compile_into(model)
+    verify_graph(out, read_header(out))
