@@ -1,6 +1,7 @@
 """kensho.delivery.repository and signing: only what these keys signed is extended; the newest state is found."""
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,18 +34,18 @@ def commit(repo: Path, keys: Path, version: str, release: int, now: datetime = N
         return repository.commit(now, validity_of(None))
 
 
-def test_each_commit_raises_the_versions_and_keeps_what_was_there(keys: Path, tmp_path: Path) -> None:
-    assert commit(tmp_path, keys, "1.0", 1) == {"root": 1, "targets": 1, "snapshot": 1, "timestamp": 1}
-    assert commit(tmp_path, keys, "1.1", 2) == {"root": 1, "targets": 2, "snapshot": 2, "timestamp": 2}
-    repository = Repository.open(tmp_path, keys, DISK)
+def test_each_commit_raises_the_versions_and_keeps_what_was_there(keys: Path, ram: Path) -> None:
+    assert commit(ram, keys, "1.0", 1) == {"root": 1, "targets": 1, "snapshot": 1, "timestamp": 1}
+    assert commit(ram, keys, "1.1", 2) == {"root": 1, "targets": 2, "snapshot": 2, "timestamp": 2}
+    repository = Repository.open(ram, keys, DISK)
     assert [(ref.version, ref.release) for ref in repository.releases()] == [("1.1", 2), ("1.0", 1)]
     assert repository.read_target("voice/1.0/manifest.json") == b"1.0"
-    assert repository.root_path == tmp_path / "metadata" / "1.root.json"
+    assert repository.root_path == ram / "metadata" / "1.root.json"
 
 
-def test_metadata_expires_when_it_should_and_is_bound_together(keys: Path, tmp_path: Path) -> None:
-    commit(tmp_path, keys, "1.0", 1)
-    folder = tmp_path / "metadata"
+def test_metadata_expires_when_it_should_and_is_bound_together(keys: Path, ram: Path) -> None:
+    commit(ram, keys, "1.0", 1)
+    folder = ram / "metadata"
     root = Metadata[Root].from_file(str(folder / "1.root.json")).signed
     targets = Metadata[Targets].from_file(str(folder / "1.targets.json")).signed
     snapshot = Metadata[Snapshot].from_file(str(folder / "1.snapshot.json")).signed
@@ -58,10 +59,10 @@ def test_metadata_expires_when_it_should_and_is_bound_together(keys: Path, tmp_p
     assert snapshot.meta["targets.json"].hashes
 
 
-def test_what_these_keys_did_not_sign_is_never_signed_again(keys: Path, tmp_path: Path) -> None:
-    commit(tmp_path, keys, "1.0", 1)
+def test_what_these_keys_did_not_sign_is_never_signed_again(keys: Path, ram: Path) -> None:
+    commit(ram, keys, "1.0", 1)
     for name in ("1.targets.json", "1.snapshot.json", "timestamp.json", "1.root.json"):
-        path = tmp_path / "metadata" / name
+        path = ram / "metadata" / name
         original = path.read_bytes()
         planted = json.loads(original)
         planted["signed"]["expires"] = "2036-01-01T00:00:00Z"
@@ -69,59 +70,75 @@ def test_what_these_keys_did_not_sign_is_never_signed_again(keys: Path, tmp_path
             path.chmod(0o600)
             path.write_bytes(data)
             with pytest.raises(TrustError):
-                Repository.open(tmp_path, keys, DISK)
+                Repository.open(ram, keys, DISK)
         path.unlink()
         if name not in ("timestamp.json", "1.root.json"):
             with pytest.raises(TrustError):
-                Repository.open(tmp_path, keys, DISK)
+                Repository.open(ram, keys, DISK)
         path.write_bytes(original)
-    assert Repository.open(tmp_path, keys, DISK).releases()
+    assert Repository.open(ram, keys, DISK).releases()
 
 
-def test_a_document_that_was_changed_is_not_built_upon(keys: Path, tmp_path: Path) -> None:
-    commit(tmp_path, keys, "1.0", 1)
-    (path,) = (tmp_path / "targets" / "voice" / "1.0").iterdir()
+def test_a_document_that_was_changed_is_not_built_upon(keys: Path, ram: Path) -> None:
+    commit(ram, keys, "1.0", 1)
+    (path,) = (ram / "targets" / "voice" / "1.0").iterdir()
     path.chmod(0o600)
     for data in (b"1.1", b"longer than signed", b""):
         path.write_bytes(data)
         with pytest.raises(TrustError, match="signed one"):
-            Repository.open(tmp_path, keys, DISK).read_target("voice/1.0/manifest.json")
+            Repository.open(ram, keys, DISK).read_target("voice/1.0/manifest.json")
     with pytest.raises(TrustError):
-        Repository.open(tmp_path, keys, DISK).read_target("voice/9/manifest.json")
+        Repository.open(ram, keys, DISK).read_target("voice/9/manifest.json")
 
 
-def test_a_repository_of_other_keys_is_refused(keys: Path, tmp_path: Path) -> None:
-    commit(tmp_path / "repo", keys, "1.0", 1)
-    keygen(tmp_path / "others")
+def test_a_document_that_two_releases_share_is_written_once_and_mended_if_damaged(keys: Path, ram: Path) -> None:
+    def commit_shared() -> os.stat_result:
+        repository = Repository.open(ram, keys, DISK)
+        digest = repository.add_target("voice/chunks/shared.chunks", b"shared")
+        repository.commit(NOW, validity_of(None))
+        return (ram / "targets" / "voice" / "chunks" / f"{digest}.shared.chunks").stat()
+
+    first = commit_shared()
+    assert commit_shared().st_ino == first.st_ino
+    (path,) = (ram / "targets" / "voice" / "chunks").iterdir()
+    path.chmod(0o600)
+    path.write_bytes(b"damage")
+    commit_shared()
+    assert path.read_bytes() == b"shared"
+
+
+def test_a_repository_of_other_keys_is_refused(keys: Path, ram: Path) -> None:
+    commit(ram / "repo", keys, "1.0", 1)
+    keygen(ram / "others")
     with pytest.raises(TrustError, match="other keys"):
-        Repository.open(tmp_path / "repo", tmp_path / "others", DISK)
+        Repository.open(ram / "repo", ram / "others", DISK)
 
 
-def test_a_key_that_is_not_the_roles_never_signs(keys: Path, tmp_path: Path) -> None:
-    commit(tmp_path / "repo", keys, "1.0", 1)
-    keygen(tmp_path / "mixed")
-    (tmp_path / "mixed" / "root.pub").write_bytes((keys / "root.pub").read_bytes())
-    before = (tmp_path / "repo" / "metadata" / "timestamp.json").read_bytes()
+def test_a_key_that_is_not_the_roles_never_signs(keys: Path, ram: Path) -> None:
+    commit(ram / "repo", keys, "1.0", 1)
+    keygen(ram / "mixed")
+    (ram / "mixed" / "root.pub").write_bytes((keys / "root.pub").read_bytes())
+    before = (ram / "repo" / "metadata" / "timestamp.json").read_bytes()
     with pytest.raises(ConfigError, match="targets key"):
-        commit(tmp_path / "repo", tmp_path / "mixed", "1.1", 2)
-    assert (tmp_path / "repo" / "metadata" / "timestamp.json").read_bytes() == before
+        commit(ram / "repo", ram / "mixed", "1.1", 2)
+    assert (ram / "repo" / "metadata" / "timestamp.json").read_bytes() == before
 
 
-def test_two_publishers_do_not_work_at_once(keys: Path, tmp_path: Path) -> None:
-    with repository_lock(DISK, tmp_path), pytest.raises(StoreBusy):
-        commit(tmp_path, keys, "1.0", 1)
-    commit(tmp_path, keys, "1.0", 1)
+def test_two_publishers_do_not_work_at_once(keys: Path, ram: Path) -> None:
+    with repository_lock(DISK, ram), pytest.raises(StoreBusy):
+        commit(ram, keys, "1.0", 1)
+    commit(ram, keys, "1.0", 1)
 
 
-def test_publishing_goes_on_with_the_root_key_in_a_safe(keys: Path, tmp_path: Path) -> None:
-    commit(tmp_path / "repo", keys, "1.0", 1)
-    online = tmp_path / "online"
+def test_publishing_goes_on_with_the_root_key_in_a_safe(keys: Path, ram: Path) -> None:
+    commit(ram / "repo", keys, "1.0", 1)
+    online = ram / "online"
     online.mkdir(mode=0o700)
     for role in ("targets", "snapshot", "timestamp"):
         (online / f"{role}.pem").write_bytes((keys / f"{role}.pem").read_bytes())
         (online / f"{role}.pem").chmod(0o600)
     (online / "root.pub").write_bytes((keys / "root.pub").read_bytes())
-    assert commit(tmp_path / "repo", online, "1.1", 2)["timestamp"] == 2
+    assert commit(ram / "repo", online, "1.1", 2)["timestamp"] == 2
 
 
 @pytest.mark.parametrize(
@@ -134,20 +151,20 @@ def test_publishing_goes_on_with_the_root_key_in_a_safe(keys: Path, tmp_path: Pa
     ],
 )
 def test_resigning_renews_what_would_expire_before_the_new_timestamp(
-    later_days: int, signed: dict[str, int], keys: Path, tmp_path: Path
+    later_days: int, signed: dict[str, int], keys: Path, ram: Path
 ) -> None:
-    commit(tmp_path, keys, "1.0", 1)
+    commit(ram, keys, "1.0", 1)
     later = NOW + timedelta(days=later_days)
-    assert resign(tmp_path, keys, now=later, disk=DISK) == signed
-    repository = Repository.open(tmp_path, keys, DISK)
+    assert resign(ram, keys, now=later) == signed
+    repository = Repository.open(ram, keys, DISK)
     assert repository.read_target("voice/1.0/manifest.json") == b"1.0"
-    assert resign(tmp_path, keys, now=later, disk=DISK)["timestamp"] == 3
+    assert resign(ram, keys, now=later)["timestamp"] == 3
 
 
-def test_resigning_what_is_no_repository_makes_nothing(keys: Path, tmp_path: Path) -> None:
+def test_resigning_what_is_no_repository_makes_nothing(keys: Path, ram: Path) -> None:
     with pytest.raises(ConfigError):
-        resign(tmp_path / "absent", keys, now=NOW, disk=DISK)
-    assert not (tmp_path / "absent").exists()
+        resign(ram / "absent", keys, now=NOW)
+    assert not (ram / "absent").exists()
 
 
 @pytest.mark.parametrize("days", [0, -1, 3651])

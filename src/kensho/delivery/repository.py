@@ -22,7 +22,7 @@ from tuf.api.serialization import DeserializationError
 
 from kensho.base.errors import ConfigError, NotEnoughSpace, StoreBusy, TrustError
 from kensho.base.ids import Digest, digest_of, parse_digest
-from kensho.delivery.disk import Disk, storage_error
+from kensho.delivery.disk import Disk, RealDisk, storage_error
 from kensho.delivery.durable import make_folders, read_document, write_document
 from kensho.delivery.keys import load_public_key, load_signer
 from kensho.delivery.layout import TIMESTAMP, metadata_path, target_path
@@ -141,7 +141,9 @@ class Repository:
         online = signer.next_roles(root.signed, self._online, targets)
         with repository_errors(self._repo):
             for name, (data, signed) in self._added.items():
-                self._write(target_path(name, Digest(signed.hashes["sha256"])), data)
+                path = target_path(name, Digest(signed.hashes["sha256"]))
+                if not self._has(path, data):
+                    self._write(path, data)
             self._write_metadata(root, online)
         self._added = {}
         return {"root": root.signed.version, **online.versions()}
@@ -172,14 +174,26 @@ class Repository:
         self._write(TIMESTAMP, online.timestamp.to_bytes())
         self._root, self._online = root, online
 
+    def _has(self, path: str, data: bytes) -> bool:
+        """A chunk list that an earlier release has, too: its file keeps its time stamp, for those who mirror."""
+        found = self._disk.lstat(self._repo / path)
+        is_same_size = found is not None and found.st_size == len(data)
+        return is_same_size and read_document(self._disk, self._repo / path, max_bytes=len(data)) == data
+
     def _write(self, path: str, data: bytes) -> None:
         target = self._repo / path
         make_folders(self._disk, target.parent)
         write_document(self._disk, target, data)
 
 
-def resign(repo: Path, keys: Path, *, now: datetime, disk: Disk, expires_days: int | None = None) -> dict[str, int]:
-    """Renew the timestamp of a repository, and what expires before it; returns role -> version of what was signed."""
+def resign(
+    repo: Path, keys: Path, *, now: datetime, expires_days: int | None = None, disk: Disk | None = None
+) -> dict[str, int]:
+    """Renew the timestamp of a repository, and what expires before it; returns role -> version of what was signed.
+
+    Raises as `publish`. With `expires_days` as at publishing, or the defaults of `validity_of`.
+    """
+    disk = disk or RealDisk()
     if not (repo / TIMESTAMP).exists():
         raise ConfigError(f"{repo} is not a repository", advice="publish into it with `kensho publish`")
     validity = validity_of(expires_days)
