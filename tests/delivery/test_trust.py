@@ -1,14 +1,16 @@
 """kensho.delivery.trust: each attack of the TUF specification is refused, and refused bytes never reach the folder."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner
@@ -112,9 +114,9 @@ def publisher() -> Publisher:
 
 
 @pytest.fixture
-def client(publisher: Publisher, tmp_path: Path) -> Client:
+def client(publisher: Publisher, ram: Path) -> Client:
     """A client that has refreshed once, on day 0."""
-    found = Client(tmp_path / "trusted", publisher.source.files["metadata/1.root.json"])
+    found = Client(ram / "trusted", publisher.source.files["metadata/1.root.json"])
     found.trust.refresh(publisher.source)
     return found
 
@@ -171,14 +173,14 @@ def test_a_refresh_without_news_costs_two_requests_and_changes_only_the_clock(
     assert {name for name in after if after[name] != before.get(name)} == {"clock.json"}
 
 
-def test_a_store_without_root_asks_for_init(publisher: Publisher, tmp_path: Path) -> None:
-    trust = Trust(tmp_path / "trusted", now=lambda: DAY0, emit=lambda event: None)
+def test_a_store_without_root_asks_for_init(publisher: Publisher, ram: Path) -> None:
+    trust = Trust(ram / "trusted", now=lambda: DAY0, emit=lambda event: None)
     assert trust.releases() == []
     with pytest.raises(ConfigError, match="no root"):
         trust.refresh(publisher.source)
 
 
-def test_only_a_root_signed_by_itself_can_be_the_first(publisher: Publisher, tmp_path: Path) -> None:
+def test_only_a_root_signed_by_itself_can_be_the_first(publisher: Publisher, ram: Path) -> None:
     good = publisher.source.files["metadata/1.root.json"]
     publisher.signers["root"] = [CryptoSigner.generate_ed25519()]
     for data in (
@@ -190,10 +192,10 @@ def test_only_a_root_signed_by_itself_can_be_the_first(publisher: Publisher, tmp
         b"[" * 9**6,
     ):
         with pytest.raises(TrustError):
-            Trust.initialise(tmp_path / "trusted", data)
-        assert not (tmp_path / "trusted").exists()
-    assert Trust.initialise(tmp_path / "trusted", good) == 1
-    assert Trust.initialise(tmp_path / "trusted", good) == 1
+            Trust.initialise(ram / "trusted", data)
+        assert not (ram / "trusted").exists()
+    assert Trust.initialise(ram / "trusted", good) == 1
+    assert Trust.initialise(ram / "trusted", good) == 1
 
 
 def test_a_damaged_trusted_root_says_how_to_mend_it(client: Client, publisher: Publisher) -> None:
@@ -444,13 +446,11 @@ def test_endless_metadata_is_not_read_to_its_end(name: str, client: Client, publ
     assert {role for role in after if after[role] != before[role]} <= {"timestamp.json", "snapshot.json"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_metadata_is_refused_and_never_reaches_the_folder(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_damaged_metadata_is_refused_and_never_reaches_the_folder(data: st.DataObject, ram: Path) -> None:
     publisher = _SHARED
-    client = Client(tmp_path_factory.mktemp("client") / "trusted", publisher.source.files["metadata/1.root.json"])
+    client = Client(Path(tempfile.mkdtemp(dir=ram)), publisher.source.files["metadata/1.root.json"])
     name = data.draw(st.sampled_from(["timestamp.json", "1.snapshot.json", "1.targets.json"]))
     good = publisher.source.files[f"metadata/{name}"]
     at, cut = data.draw(st.integers(0, len(good) - 1)), data.draw(st.integers(0, 3))
@@ -467,6 +467,39 @@ def test_damaged_metadata_is_refused_and_never_reaches_the_folder(
 
 
 _SHARED = Publisher()
+_JUNK = st.sampled_from(
+    [None, True, 0, -1, 2**70, 10**30, "", "x", "2030-01-01T00:00:00Z", "\x00", [], {}, [[]], {"a": 1}]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_well_signed_metadata_of_any_shape_is_used_or_refused_and_nothing_else(data: st.DataObject, ram: Path) -> None:
+    payload = data.draw(st.sampled_from([_SHARED.root, _SHARED.timestamp, _SHARED.snapshot, _SHARED.targets]))
+    signed = payload.to_dict()
+    at: dict[str, object] = signed
+    while True:
+        key = data.draw(st.sampled_from(sorted(at)))
+        below = at[key]
+        if not isinstance(below, dict) or not below or data.draw(st.booleans()):
+            break
+        at = below
+    at[key] = data.draw(_JUNK)
+    if isinstance(payload, Root) and key != "version":
+        signed["version"] = 2
+    client = Client(Path(tempfile.mkdtemp(dir=ram)), _SHARED.source.files["metadata/1.root.json"])
+    source = MemorySource(_SHARED.source.files)
+    name = {"root": "2.root", "timestamp": "timestamp"}.get(payload.type, f"1.{payload.type}")
+    source.files[f"metadata/{name}.json"] = sign_anything(signed, _SHARED.signers[payload.type][0])
+    snapshot, timestamp = Snapshot(expires=day(90)), Timestamp(expires=day(30))  # name the files without hashes
+    if payload.type == "targets":
+        source.files["metadata/1.snapshot.json"] = _SHARED.signed(snapshot)
+    if payload.type in ("targets", "snapshot"):
+        source.files["metadata/timestamp.json"] = _SHARED.signed(timestamp)
+    with contextlib.suppress(TrustError, TransportError):
+        client.trust.refresh(source)
+        client.trust.releases()
+        client.trust.fetch_document(source, "voice/1.0/manifest.json")
 
 
 def test_json_traps_are_refused(client: Client, publisher: Publisher) -> None:
@@ -596,7 +629,7 @@ def test_an_endless_chain_of_roots_ends(client: Client, publisher: Publisher, mo
 # --- the folder ---
 
 
-def test_a_refresh_killed_at_any_operation_goes_on_next_time(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_refresh_killed_at_any_operation_goes_on_next_time(publisher: Publisher, ram: Path) -> None:
     root = publisher.source.files["metadata/1.root.json"]
     first = dict(publisher.source.files)
     publisher.replace_key("snapshot")
@@ -605,7 +638,7 @@ def test_a_refresh_killed_at_any_operation_goes_on_next_time(publisher: Publishe
     at = 0
     while True:
         at += 1
-        client = Client(tmp_path / f"client{at}", root)
+        client = Client(ram / f"client{at}", root)
         client.trust.refresh(MemorySource(first))
         disk = FaultyDisk(at=at)
         try:
