@@ -23,8 +23,6 @@ from kensho.delivery.publisher import PublishReport, publish
 from kensho.delivery.repository import Repository
 from kensho.testing.disk import FaultyDisk, Stopped
 
-SWEEP = pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.real)])
-"""At every operation: 15 s. Every 17th, as a sample, in the fast tests."""
 NOW = datetime(2026, 11, 20, 9, 14, tzinfo=UTC)
 
 
@@ -90,13 +88,13 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_published_model_comes_back_bit_by_bit(keys: Path, tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m")
+def test_a_published_model_comes_back_bit_by_bit(keys: Path, ram: Path) -> None:
+    source = write_model(ram / "m")
     events: list[Event] = []
     steps: list[tuple[int, int]] = []
     report = publish(
         source,
-        tmp_path / "repo",
+        ram / "repo",
         keys,
         model="voice",
         version="1.0",
@@ -108,21 +106,21 @@ def test_a_published_model_comes_back_bit_by_bit(keys: Path, tmp_path: Path) -> 
         emit=events.append,
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert content_of(tmp_path / "repo", keys, "1.0") == bytes_in(source)
-    manifest = manifest_of(tmp_path / "repo", keys, "1.0")
+    assert content_of(ram / "repo", keys, "1.0") == bytes_in(source)
+    manifest = manifest_of(ram / "repo", keys, "1.0")
     assert (manifest.is_required, manifest.fallback_model, manifest.changelog) == (False, "small", "first")
     assert (manifest.release, manifest.timestamp) == (1, "2026-11-20T09:14:00Z")
     total = sum(len(data) for data in bytes_in(source).values())
     assert (report.files, report.chunks, report.bytes_source) == (3, 8, total)
-    assert report.bytes_packed == sum(path.stat().st_size for path in (tmp_path / "repo" / "packs").iterdir())
-    assert report.root == tmp_path / "repo" / "metadata" / "1.root.json"
+    assert report.bytes_packed == sum(path.stat().st_size for path in (ram / "repo" / "packs").iterdir())
+    assert report.root == ram / "repo" / "metadata" / "1.root.json"
     assert [event.name for event in events] == ["delivery.release.published"]
     assert steps[-1] == (total, total)
     assert steps == sorted(steps)
 
 
-def test_only_new_chunks_are_packed_and_unchanged_files_keep_their_version(keys: Path, tmp_path: Path) -> None:
-    source, repo = write_model(tmp_path / "m"), tmp_path / "repo"
+def test_only_new_chunks_are_packed_and_unchanged_files_keep_their_version(keys: Path, ram: Path) -> None:
+    source, repo = write_model(ram / "m"), ram / "repo"
     put(source, repo, keys, "1.0")
     before = manifest_of(repo, keys, "1.0")
     report = put(write_model(source, changed=3), repo, keys, "1.1")
@@ -145,16 +143,16 @@ def test_only_new_chunks_are_packed_and_unchanged_files_keep_their_version(keys:
     assert content_of(repo, keys, "1.0", "other") == content_of(repo, keys, "1.0")
 
 
-def test_chunks_whose_pack_is_gone_are_packed_again(keys: Path, tmp_path: Path) -> None:
-    source, repo = write_model(tmp_path / "m"), tmp_path / "repo"
+def test_chunks_whose_pack_is_gone_are_packed_again(keys: Path, ram: Path) -> None:
+    source, repo = write_model(ram / "m"), ram / "repo"
     put(source, repo, keys, "1.0")
     shutil.rmtree(repo / "packs")
     put(source, repo, keys, "1.1")
     assert content_of(repo, keys, "1.1") == bytes_in(source)
 
 
-def test_the_same_version_is_never_published_twice(keys: Path, tmp_path: Path) -> None:
-    source, repo = write_model(tmp_path / "m"), tmp_path / "repo"
+def test_the_same_version_is_never_published_twice(keys: Path, ram: Path) -> None:
+    source, repo = write_model(ram / "m"), ram / "repo"
     put(source, repo, keys)
     before = bytes_in(repo)
     with pytest.raises(ConfigError, match="already published"):
@@ -162,16 +160,16 @@ def test_the_same_version_is_never_published_twice(keys: Path, tmp_path: Path) -
     assert bytes_in(repo) == before
 
 
-def test_a_truncated_file_is_refused_before_anything_is_written(keys: Path, tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m")
+def test_a_truncated_file_is_refused_before_anything_is_written(keys: Path, ram: Path) -> None:
+    source = write_model(ram / "m")
     path = source / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelError, match="truncated"):
-        put(source, tmp_path / "repo", keys)
-    (tmp_path / "empty").mkdir()
+        put(source, ram / "repo", keys)
+    (ram / "empty").mkdir()
     with pytest.raises(ModelError, match="not a model"):
-        put(tmp_path / "empty", tmp_path / "repo", keys)
-    assert not (tmp_path / "repo").exists()
+        put(ram / "empty", ram / "repo", keys)
+    assert not (ram / "repo").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,24 +185,24 @@ def test_a_truncated_file_is_refused_before_anything_is_written(keys: Path, tmp_
     ],
 )
 def test_terms_that_make_no_sense_are_refused_before_anything_is_written(
-    terms: dict[str, object], keys: Path, tmp_path: Path
+    terms: dict[str, object], keys: Path, ram: Path
 ) -> None:
     with pytest.raises(ConfigError):
-        put(write_model(tmp_path / "m"), tmp_path / "repo", keys, **terms)  # type: ignore[arg-type]
-    assert not (tmp_path / "repo").exists()
+        put(write_model(ram / "m"), ram / "repo", keys, **terms)  # type: ignore[arg-type]
+    assert not (ram / "repo").exists()
 
 
-def test_missing_keys_are_noticed_before_anything_is_packed(keys: Path, tmp_path: Path) -> None:
-    partly = tmp_path / "keys"
+def test_missing_keys_are_noticed_before_anything_is_packed(keys: Path, ram: Path) -> None:
+    partly = ram / "keys"
     shutil.copytree(keys, partly)
     (partly / "timestamp.pem").unlink()
     with pytest.raises(ConfigError, match="timestamp"):
-        put(write_model(tmp_path / "m"), tmp_path / "repo", partly)
-    assert not (tmp_path / "repo" / "packs").exists()
+        put(write_model(ram / "m"), ram / "repo", partly)
+    assert not (ram / "repo" / "packs").exists()
 
 
-def test_a_planted_chunk_list_is_not_built_upon(keys: Path, tmp_path: Path) -> None:
-    source, repo = write_model(tmp_path / "m"), tmp_path / "repo"
+def test_a_planted_chunk_list_is_not_built_upon(keys: Path, ram: Path) -> None:
+    source, repo = write_model(ram / "m"), ram / "repo"
     put(source, repo, keys)
     (path, *_) = sorted((repo / "targets" / "voice" / "chunks").iterdir(), key=lambda found: -found.stat().st_size)
     path.chmod(0o600)
@@ -215,10 +213,8 @@ def test_a_planted_chunk_list_is_not_built_upon(keys: Path, tmp_path: Path) -> N
     assert bytes_in(repo) == before
 
 
-def test_a_file_that_changes_meanwhile_is_not_published(
-    keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = write_model(tmp_path / "m")
+def test_a_file_that_changes_meanwhile_is_not_published(keys: Path, ram: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_model(ram / "m")
     encode = packing.encode_chunk
     path = source / "model.safetensors"
 
@@ -231,24 +227,21 @@ def test_a_file_that_changes_meanwhile_is_not_published(
         write_model(source)
         monkeypatch.setattr(packing, "encode_chunk", encode_and_change)
         with pytest.raises(ConfigError, match="changed while"):
-            put(source, tmp_path / "repo", keys)
-        assert not (tmp_path / "repo" / "metadata").exists()
-        assert not list((tmp_path / "repo" / "packs").iterdir())
+            put(source, ram / "repo", keys)
+        assert not (ram / "repo" / "metadata").exists()
+        assert not list((ram / "repo" / "packs").iterdir())
 
 
-@SWEEP
-def test_a_publisher_killed_at_any_operation_leaves_the_old_release_and_can_be_run_again(
-    stride: int, keys: Path, tmp_path: Path
-) -> None:
-    source, start = write_model(tmp_path / "m"), tmp_path / "start"
+def test_a_publisher_killed_at_any_operation_leaves_the_old_release_and_can_be_run_again(keys: Path, ram: Path) -> None:
+    source, start = write_model(ram / "m"), ram / "start"
     put(source, start, keys, "1.0")
     old = content_of(start, keys, "1.0")
     write_model(source, changed=2)
     seen = set()
     at = 0
     while True:
-        at += stride
-        repo = tmp_path / f"repo{at}"
+        at += 1
+        repo = ram / f"repo{at}"
         shutil.copytree(start, repo)
         disk = FaultyDisk(at=at)
         try:
@@ -265,17 +258,15 @@ def test_a_publisher_killed_at_any_operation_leaves_the_old_release_and_can_be_r
         assert content_of(repo, keys, "1.1") == bytes_in(source)
         shutil.rmtree(repo)
     assert at > 40
-    assert frozenset({"1.0"}) in seen
-    assert stride > 1 or frozenset({"1.0", "1.1"}) in seen
+    assert seen == {frozenset({"1.0"}), frozenset({"1.0", "1.1"})}
 
 
-@SWEEP
-def test_a_first_publisher_killed_at_any_operation_can_be_run_again(stride: int, keys: Path, tmp_path: Path) -> None:
-    source = write_model(tmp_path / "m")
+def test_a_first_publisher_killed_at_any_operation_can_be_run_again(keys: Path, ram: Path) -> None:
+    source = write_model(ram / "m")
     at = 0
     while True:
-        at += stride
-        repo = tmp_path / f"repo{at}"
+        at += 1
+        repo = ram / f"repo{at}"
         disk = FaultyDisk(at=at)
         try:
             put(source, repo, keys, disk=disk)
@@ -291,15 +282,15 @@ def test_a_first_publisher_killed_at_any_operation_can_be_run_again(stride: int,
 
 @pytest.mark.parametrize(("fault", "family"), [(errno.ENOSPC, NotEnoughSpace), (errno.EIO, StorageError)])
 def test_a_disk_that_fails_anywhere_is_one_sentence_and_the_old_release_stays(
-    fault: int, family: type[KenshoError], keys: Path, tmp_path: Path
+    fault: int, family: type[KenshoError], keys: Path, ram: Path
 ) -> None:
-    source, repo = write_model(tmp_path / "m"), tmp_path / "repo"
+    source, repo = write_model(ram / "m"), ram / "repo"
     put(source, repo, keys, "1.0")
     old = content_of(repo, keys, "1.0")
     write_model(source, changed=2)
     at, failed = 0, 0
     while True:
-        at += 9
+        at += 3
         disk = FaultyDisk(at=at, fault=fault, is_lasting=True)
         try:
             put(source, repo, keys, f"2.{at}", disk=disk)
@@ -310,4 +301,4 @@ def test_a_disk_that_fails_anywhere_is_one_sentence_and_the_old_release_stays(
         assert content_of(repo, keys, "1.0") == old
         if not disk.is_reached:
             break
-    assert failed >= 4
+    assert failed > 10
