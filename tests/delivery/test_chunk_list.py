@@ -38,7 +38,7 @@ CHUNKS = st.lists(chunk(), max_size=6).map(lambda chunks: ChunkList(tuple(chunks
 ONE = Chunk(digest_of(b"x"), 1000, PACKS[0], 0, 10, "zstd")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(CHUNKS)
 def test_a_dumped_list_comes_back(chunks: ChunkList) -> None:
     assert parse_chunk_records(dump_chunk_list(chunks), chunks.size_bytes) == chunks
@@ -51,7 +51,7 @@ def test_a_file_of_no_bytes_has_an_empty_list() -> None:
         parse_chunk_records(data, 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(CHUNKS, st.integers(0, 10**6), st.binary(max_size=4), st.integers(0, 4))
 def test_a_damaged_document_gives_its_one_list_or_a_trust_error(
     chunks: ChunkList, at: int, junk: bytes, cut: int

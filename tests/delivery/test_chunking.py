@@ -132,7 +132,7 @@ def test_a_truncated_or_odd_safetensors_file_is_refused_in_one_sentence(
     assert caught.value.message.startswith("model.safetensors")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_as_safetensors_are_cut_or_refused(data: bytes) -> None:
     for odd in (data, header(data.decode("latin-1"))):

@@ -130,7 +130,7 @@ def test_the_largest_manifest_fits_its_limit_and_a_larger_one_is_refused() -> No
         parse_manifest(data + b" " * MAX_MANIFEST_BYTES)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=4), st.integers(0, 4))
 def test_a_damaged_manifest_gives_a_manifest_or_a_trust_error(at: int, junk: bytes, cut: int) -> None:
     data = dump_manifest(MANIFEST)

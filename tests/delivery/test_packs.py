@@ -33,7 +33,7 @@ def weights(words: int) -> bytes:
     return b"".join(struct.pack("<BB", rng.randrange(256), rng.choice((0x3C, 0x3D, 0xBC))) for _ in range(words))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 40))
 def test_an_encoded_chunk_comes_back_and_never_grows(data: bytes, times: int) -> None:
     encoded, chunk = chunk_of(data * times)
@@ -47,7 +47,7 @@ def test_each_form_is_chosen_where_it_is_the_shortest() -> None:
     assert chunk_of(weights(20_000))[1].encoding == "planes2+zstd"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["raw", "zstd", "planes2+zstd"]), st.binary(max_size=80), st.integers(2, 4096))
 def test_any_bytes_are_the_signed_ones_or_a_digest_mismatch(encoding: str, junk: bytes, size: int) -> None:
     chunk = Chunk(digest_of(b"?"), size, PACK, 0, len(junk), encoding)  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def test_any_bytes_are_the_signed_ones_or_a_digest_mismatch(encoding: str, junk:
         decode_chunk(junk, chunk)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255))
 def test_one_changed_byte_is_never_accepted(at: int, flip: int) -> None:
     for data in (b"some text, " * 40, weights(300)):

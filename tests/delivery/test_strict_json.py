@@ -37,7 +37,7 @@ def test_anything_with_two_readings_or_no_bound_is_refused(data: bytes) -> None:
         parse(data, what="it", max_bytes=LIMIT)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_value_or_a_trust_error(data: bytes) -> None:
     with contextlib.suppress(TrustError):
@@ -52,7 +52,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(_VALUES)
 def test_dumped_values_come_back(value: object) -> None:
     assert parse(dump(value), what="it", max_bytes=LIMIT) == value
