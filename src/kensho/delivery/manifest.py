@@ -143,7 +143,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
 def parse_chunk_list(data: bytes, file: FileEntry) -> ChunkList:
     """The chunk list that `file` names: right digest, right sum, sane records. TrustError otherwise.
 
-    Costs one SHA-256 of `data` and O(chunks) memory (about 0.4 kB each).
+    Costs one SHA-256 of `data` and O(chunks) memory (about 0.3 kB each).
     """
     if digest_of(data) != file.chunk_list:
         raise TrustError(
