@@ -57,6 +57,21 @@ def test_a_deadlock_ends_the_run_instead_of_hanging_it() -> None:
         run_virtual(main())
 
 
+def test_a_timer_that_rings_for_ever_does_not_keep_a_deadlock_alive() -> None:
+    async def main() -> None:
+        def ring() -> None:
+            loop.call_later(60.0, ring)
+
+        loop = asyncio.get_running_loop()
+        ring()
+        await asyncio.Event().wait()
+
+    clock = VirtualClock(start_s=0.0)
+    with pytest.raises(Stuck):
+        run_virtual(main(), clock=clock, limit_s=3600.0)
+    assert 3600.0 <= clock.monotonic_s() < 3700.0
+
+
 def test_tasks_left_behind_are_cancelled() -> None:
     cancelled = []
 
