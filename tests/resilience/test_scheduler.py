@@ -120,6 +120,17 @@ def test_an_idle_death_is_noticed_before_the_next_request_is_sent_there() -> Non
     assert [(event.engine, event.failovers) for event in world.of(RequestFinished)] == [("standby", 0)]
 
 
+def test_engines_that_die_while_nobody_asks_are_mended_before_somebody_does() -> None:
+    async def use(world: World) -> None:
+        world.primary.die()
+        world.standby.die()
+        await asyncio.sleep(2.0)
+        assert await world.ask() == WHOLE
+
+    world = in_world(use)
+    assert [(event.engine, event.failovers) for event in world.of(RequestFinished)] == [("primary", 0)]
+
+
 def test_fifty_callers_at_half_open_reach_the_standby_and_only_a_canary_the_primary() -> None:
     async def use(world: World) -> None:
         world.primary.inject(Fault("crash", 0), Fault("hang", 0))

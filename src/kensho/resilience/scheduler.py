@@ -31,6 +31,8 @@ from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamR
 from kensho.resilience.guard import Canary, Guard
 from kensho.resilience.intake import Intake
 
+_LOOK_EVERY_S = 1.0
+
 Standby = Literal["hot", "on_demand"]
 """hot: loaded beside the primary, and takes what the primary has no slot for. on_demand: loaded at the first failover,
 which then costs a load; half the memory until then."""
@@ -129,6 +131,7 @@ class Scheduler:
         )
         self._intake = Intake(settings.admission, model=model, slots=self._slots, clock=clock, emit=emit)
         self._preparing: asyncio.Task[None] | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     async def __aenter__(self) -> "Scheduler":
@@ -139,6 +142,7 @@ class Scheduler:
             await self.close()
             raise
         self._preparing = asyncio.create_task(self._prepare())
+        self._look()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -191,6 +195,8 @@ class Scheduler:
         """Refuse what waits, end what runs, close both engines. No task, timer or process is left. Idempotent."""
         self._is_closed = True
         self._intake.close(_closed(self._model))
+        if self._look_timer:
+            self._look_timer.cancel()
         if self._preparing:
             self._preparing.cancel()
             await asyncio.gather(self._preparing, return_exceptions=True)
@@ -308,6 +314,11 @@ class Scheduler:
         for guard in self._guards:
             guard.notice_death()
         self._intake.pump()
+
+    def _look(self) -> None:
+        """An engine that dies while nobody asks is mended before somebody does."""
+        self._pump()
+        self._look_timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
     def _tell_finished(self, request: _Request, outcome: str) -> None:
         record = request.progress.record
