@@ -64,10 +64,11 @@ def publish(
 ) -> PublishReport:
     """Add `version` of `model`, made of the files in `source`, to the repository folder `repo`.
 
-    Blocks; about 250 MB/s of new bf16 weights on one core; memory some 20 MiB. Raises ModelError (the folder is no
-    model, or a file is truncated), ConfigError (names, keys, a version that exists, a file that changes meanwhile),
-    TrustError (the repository was not signed by `keys`), StoreBusy, StorageError, NotEnoughSpace. After any of them
-    the repository serves what it served before.
+    Blocks. Measured on two busy cores: 125 to 200 MB/s of new bf16 weights, 300 to 600 MB/s of known ones, 12 MiB of
+    memory whatever the size. Raises ModelError (the folder is no model, or a file is truncated), ConfigError (names,
+    keys, a version that exists, a file that changes meanwhile), TrustError (the repository was not signed by `keys`),
+    StoreBusy, StorageError, NotEnoughSpace. After any of them the repository serves what it served before (the new
+    release only if the disk failed in the very last fsync).
     """
     disk = disk or RealDisk()
     _check_terms(model, version, fallback_model, changelog, min_client)
