@@ -49,14 +49,14 @@ def machine_key(content: str) -> KeyFields:
     )
 
 
-def write_graph(folder: Path, content: str, *, size_bytes: int = 5000) -> GraphHeader:
+def write_graph(folder: Path, content: str, *, size_bytes: int = 5000, key: KeyFields | None = None) -> GraphHeader:
     """A complete graph of `content` in the existing `folder`, as a compiler leaves it."""
     graph, weights = f"graph of {content}".encode(), (content.encode() * size_bytes)[:size_bytes]
     header = GraphHeader(
         model="m",
         version="1",
         schema=digest_of(b"schema"),
-        key=key_fields(content),
+        key=key or key_fields(content),
         form="u8",
         vocab_size=8,
         kv_bytes_per_position=8,
@@ -134,3 +134,9 @@ def graph(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Loade
 def model_copy(model_folder: Path, tmp_path: Path) -> Path:
     """The same folder to spoil."""
     return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def write() -> Callable[..., GraphHeader]:
+    """What a compiler leaves: (folder, content, key=...) -> the header."""
+    return write_graph

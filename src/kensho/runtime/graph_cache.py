@@ -129,15 +129,15 @@ class GraphCache:
         """Make the complete graph in `temp` the entry of this key; the caller holds its `compile_lock`.
 
         Hashes every byte first (0.5 ms per MiB): Damaged if they are not what the header says. StorageError when the
-        disk refuses or the graph is larger than the whole cache may be: it can still be served from `temp`.
+        disk refuses or the graph is larger than the whole cache may be: verified, it can be served from `temp`.
         """
         header = read_header(temp.path)
+        verify_graph(temp.path, header)
         if header.size_bytes > self._limit_bytes:
             raise StorageError(
                 f"compiled graph of {header.size_bytes} bytes, the graph cache may have {self._limit_bytes}",
                 advice="raise graph_cache_bytes",
             )
-        verify_graph(temp.path, header)
         with _translated("written"):
             _fsync_folder(temp.path)
             temp.path.rename(self._folder / key)

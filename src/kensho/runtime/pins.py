@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 from pathlib import Path
-from types import TracebackType
 
 from kensho.runtime.header import HEADER_FILE
 
@@ -27,6 +26,10 @@ class Pin:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __del__(self) -> None:
+        # A cancelled task may lose what a thread was still fetching for it.
+        self.close()
 
 
 def pin_graph(folder: Path) -> Pin:
@@ -121,8 +124,5 @@ class FileLock:
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def __enter__(self) -> "FileLock":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __del__(self) -> None:
         self.close()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kensho.runtime.pins import FileLock
 
-PREFIX = ".tmp-"
+PREFIX = ".tmp-kensho-"
+"""So that a sweep of a folder that others use too touches nothing of theirs."""
 Token = Callable[[], str]
 """Returns a fresh random name part of letters and digits (`secrets.token_hex`)."""
 

@@ -1,0 +1,401 @@
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kensho.base.errors import CompileFailed, ModelError, NotEnoughSpace, StorageError, UnknownArchitecture
+from kensho.base.events import CompileFinished, CompileRetried, Event, GraphCacheUnavailable, GraphDropped
+from kensho.base.ids import Digest, digest_of
+from kensho.runtime.compile_job import CompileJob
+from kensho.runtime.compiler import Compiler
+from kensho.runtime.graph_cache import GraphCache
+from kensho.runtime.header import GraphHeader
+from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.loader import GraphCompiler, LoaderStats, ModelLoader
+from kensho.runtime.machine import Machine, read_machine
+from kensho.testing.clock import VirtualClock
+
+MACHINE = Machine("x86_64", "linux", ("avx2",), "1.31.1")
+
+
+class Scripted:
+    """A compiler that writes any bytes with a fitting header, or fails as told."""
+
+    def __init__(self, write: Callable[..., GraphHeader]) -> None:
+        self._write = write
+        self.jobs: list[CompileJob] = []
+        self.errors: list[Exception | None] = []
+        self.after: Callable[[Path], object] = lambda _: None
+
+    async def compile(self, job: CompileJob) -> None:
+        self.jobs.append(job)
+        await asyncio.sleep(0)
+        error = self.errors.pop(0) if self.errors else None
+        if error:
+            (Path(job.out_folder) / "half").write_bytes(b"x")
+            raise error
+        if job.key is None:
+            (Path(job.out_folder) / "graph.onnx").write_bytes(b"raw")
+        else:
+            self._write(Path(job.out_folder), job.model, key=job.key)
+        self.after(Path(job.out_folder))
+
+
+class World:
+    """One machine's disk, and as many loaders on it as there would be processes."""
+
+    def __init__(self, root: Path, write: Callable[..., GraphHeader]) -> None:
+        self.root = root
+        self.graphs = root / "graphs"
+        self.scratch = root / "scratch"
+        self.events: list[Event] = []
+        self.compiler = Scripted(write)
+        self._numbers = count()
+
+    def loader(
+        self, compiler: GraphCompiler | None = None, machine: Machine = MACHINE, limit_bytes: int = 1 << 30
+    ) -> ModelLoader:
+        def token() -> str:
+            return f"t{next(self._numbers)}"
+
+        return ModelLoader(
+            cache=GraphCache(self.graphs, limit_bytes=limit_bytes, token=token, emit=self.events.append),
+            compiler=compiler or self.compiler,
+            scratch=self.scratch,
+            token=token,
+            machine=machine,
+            clock=VirtualClock(),
+            emit=self.events.append,
+            max_context=2048,
+            threads=1,
+        )
+
+    def load(self, loader: ModelLoader, model: str = "m", tier: str = "mapped") -> LoadedGraph:
+        digests = {"config.json": digest_of(b"c"), "tokenizer.json": digest_of(b"t")}
+        digests["model.safetensors"] = digest_of(model.encode())
+        return asyncio.run(loader.load(model, "1", self.root / "model", digests, tier=tier))  # type: ignore[arg-type]
+
+    def names(self) -> list[type[Event]]:
+        return [type(event) for event in self.events]
+
+
+@pytest.fixture
+def world(tmp_path: Path, write: Callable[..., GraphHeader]) -> World:
+    return World(tmp_path, write)
+
+
+def test_a_graph_is_compiled_once_then_found_in_memory_then_on_disk(world: World) -> None:
+    loader = world.loader()
+    graphs = [world.load(loader) for _ in range(3)]
+    assert [graph.source for graph in graphs] == ["compile", "memory", "memory"]
+    assert loader.stats == LoaderStats(memory=2, compile=1)
+    assert world.load(world.loader()).source == "disk"
+    assert len(world.compiler.jobs) == 1
+    assert len({(graph.key, graph.graph_folder) for graph in graphs}) == 1
+    assert world.names() == [CompileFinished]
+    assert list(world.graphs.glob(".tmp*")) == []
+
+
+def test_another_model_machine_or_engine_has_another_graph(world: World) -> None:
+    loader = world.loader()
+    keys = {world.load(loader, "m").key, world.load(loader, "n").key, world.load(loader, "m", "raw").key}
+    for machine in (
+        Machine("x86_64", "linux", (), "1.31.1"),
+        Machine("x86_64", "linux", ("avx2",), "1.32"),
+        Machine("aarch64", "linux", ("avx2",), "1.31.1"),
+    ):
+        keys.add(world.load(world.loader(machine=machine)).key)
+    assert len(keys) == 6
+
+
+def test_mapped_and_packed_share_one_file(world: World) -> None:
+    loader = world.loader()
+    assert world.load(loader, tier="mapped").graph_folder == world.load(loader, tier="packed").graph_folder
+    assert loader.stats == LoaderStats(memory=1, compile=1)
+
+
+@pytest.mark.parametrize("name", ["header.json", "graph.onnx", "weights.bin"])
+def test_a_damaged_entry_is_dropped_and_compiled_again(world: World, name: str) -> None:
+    path = world.load(world.loader()).graph_folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    graph = world.load(world.loader())
+    assert graph.source == "compile"
+    assert world.names() == [CompileFinished, GraphDropped, CompileFinished]
+    assert world.load(world.loader()).source == "disk"
+
+
+def test_the_three_graphs_released_last_stay_and_those_in_use_too(world: World) -> None:
+    loader = world.loader()
+    used = world.load(loader, "used")
+    for model in "abcd":
+        loader.release(world.load(loader, model))
+    sources = [world.load(loader, model).source for model in ("used", "a", "d")]
+    assert sources == ["memory", "disk", "memory"]
+    loader.release(used)
+    loader.release(used)
+    loader.release(used)  # once too often is nothing
+
+
+def test_what_is_handed_out_cannot_be_evicted_by_another_process(world: World) -> None:
+    loader = world.loader()
+    graph = world.load(loader)
+    other = GraphCache(world.graphs, limit_bytes=1, token=lambda: "o", emit=print)
+    assert other.evict(0) == 0
+    loader.release(graph)
+    assert other.evict(0) == 0
+    loader.close()
+    loader.close()
+    assert other.evict(0) == 1
+
+
+def test_two_loads_at_once_compile_once(world: World) -> None:
+    loader = world.loader()
+    digests = {"config.json": digest_of(b"c"), "tokenizer.json": digest_of(b"t"), "a.safetensors": digest_of(b"w")}
+
+    async def both() -> list[LoadedGraph]:
+        return await asyncio.gather(*[loader.load("m", "1", world.root, digests, tier="mapped") for _ in range(4)])
+
+    assert sorted(graph.source for graph in asyncio.run(both())) == ["compile", "memory", "memory", "memory"]
+
+
+def test_the_raw_graph_is_built_apart_and_removed_at_the_end(world: World) -> None:
+    loader = world.loader()
+    graph = world.load(loader, tier="raw")
+    assert (graph.source, graph.tier) == ("raw", "raw")
+    assert world.compiler.jobs[0].key is None
+    assert world.load(loader, tier="raw").source == "memory"
+    assert (graph.graph_folder / "graph.onnx").exists()
+    loader.close()
+    assert not graph.graph_folder.exists()
+
+
+def test_a_failed_compile_is_said_and_tried_once_more(world: World) -> None:
+    world.compiler.errors = [CompileFailed("killed", stage="compiling")]
+    assert world.load(world.loader()).source == "compile"
+    assert world.names() == [CompileRetried, CompileFinished]
+    assert world.events[0].fields()["stage"] == "compiling"
+
+
+def test_a_compile_that_fails_twice_leaves_nothing_behind_and_can_be_asked_again(world: World) -> None:
+    world.compiler.errors = [CompileFailed("killed"), CompileFailed("killed")]
+    loader = world.loader()
+    with pytest.raises(CompileFailed):
+        world.load(loader)
+    assert [path.name for path in world.graphs.iterdir() if not path.name.endswith(".lock")] == []
+    assert world.load(loader).source == "compile"
+
+
+def test_a_model_that_is_none_is_not_tried_twice(world: World) -> None:
+    world.compiler.errors = [UnknownArchitecture("no")]
+    with pytest.raises(UnknownArchitecture):
+        world.load(world.loader())
+    assert len(world.compiler.jobs) == 1
+    assert [path.name for path in world.graphs.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_bytes_that_are_not_what_was_written_are_a_failed_compile(world: World) -> None:
+    world.compiler.after = lambda folder: (folder / "weights.bin").write_bytes(b"other")
+    with pytest.raises(CompileFailed, match="damaged"):
+        world.load(world.loader())
+    assert world.names() == [CompileRetried, CompileRetried]
+
+
+@pytest.mark.parametrize("tier", ["mapped", "raw"])
+def test_a_cache_that_cannot_be_written_is_said_once_and_worked_around(world: World, tier: str) -> None:
+    world.graphs.write_text("a file, where the folder should be")
+    loader = world.loader()
+    first, second = world.load(loader, "a", tier), world.load(loader, "b", tier)
+    assert first.graph_folder.is_relative_to(world.scratch)
+    assert world.names().count(GraphCacheUnavailable) == 1
+    assert world.load(loader, "a", tier).source == "memory"
+    loader.close()
+    assert not first.graph_folder.exists()
+    assert not second.graph_folder.exists()
+
+
+def test_no_space_in_the_cache_is_worked_around_and_leaves_nothing_there(world: World) -> None:
+    world.compiler.errors = [NotEnoughSpace("full")]
+    graph = world.load(world.loader())
+    assert graph.graph_folder.is_relative_to(world.scratch)
+    assert world.names() == [GraphCacheUnavailable, CompileFinished]
+    assert list(world.graphs.glob(".tmp*")) == []
+
+
+def test_no_space_anywhere_is_the_error(world: World) -> None:
+    world.compiler.errors = [NotEnoughSpace("full"), NotEnoughSpace("full there too")]
+    with pytest.raises(NotEnoughSpace, match="there too"):
+        world.load(world.loader())
+    world.scratch.rmdir()
+    world.scratch.write_text("a file")
+    world.compiler.errors = [NotEnoughSpace("full")]
+    with pytest.raises(StorageError, match="no place to compile"):
+        world.load(world.loader())
+
+
+def test_a_graph_larger_than_the_cache_is_served_from_where_it_was_made(world: World) -> None:
+    loader = world.loader(limit_bytes=100)
+    graph = world.load(loader)
+    assert graph.source == "compile"
+    assert (graph.graph_folder / "weights.bin").exists()
+    assert GraphCacheUnavailable in world.names()
+    loader.close()
+    assert not graph.graph_folder.exists()
+
+
+def test_an_entry_of_a_later_format_is_left_alone(world: World) -> None:
+    graph = world.load(world.loader())
+    header = graph.graph_folder / "header.json"
+    body = json.loads(header.read_bytes())["body"]
+    body["format"] = [99, 0]
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    newer = json.dumps({"body": body, "sha256": digest_of(canonical)}, sort_keys=True, separators=(",", ":"))
+    header.write_text(newer)
+    assert world.load(world.loader()).graph_folder.is_relative_to(world.scratch)
+    assert header.read_text() == newer
+
+
+def test_a_graph_that_proves_bad_in_use_is_compiled_again(world: World) -> None:
+    loader = world.loader()
+    graph = world.load(loader)
+    asyncio.run(loader.invalidate(graph, "the first answer was wrong"))
+    assert world.load(loader).source == "compile"
+    assert world.names() == [CompileFinished, GraphDropped, CompileFinished]
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_release_without_a_needed_file_is_no_model(world: World, missing: str) -> None:
+    digests = {name: digest_of(b"x") for name in ("config.json", "tokenizer.json", "model.safetensors")}
+    del digests[missing]
+    with pytest.raises(ModelError, match=missing):
+        asyncio.run(world.loader().load("m", "1", world.root, digests, tier="mapped"))
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"), [('{"max_position_embeddings": 64}', 64), ("{", 4096), ("[]", 4096), (None, 4096)]
+)
+def test_the_context_is_bounded_by_the_model_and_by_the_graph(world: World, config: str | None, limit: int) -> None:
+    (world.root / "model").mkdir()
+    if config is not None:
+        (world.root / "model" / "config.json").write_text(config)
+    assert world.load(world.loader()).max_positions == limit
+
+
+# --- with real compilers ---
+
+
+def real_digests(folder: Path) -> dict[str, Digest]:
+    return {path.name: digest_of(path.read_bytes()) for path in folder.iterdir()}
+
+
+def real_loader(world: World, env: dict[str, str] | None = None) -> ModelLoader:
+    return world.loader(Compiler(env=env or {}, stall_s=60, emit=world.events.append), read_machine())
+
+
+PROCESS = """
+import asyncio, json, sys
+from pathlib import Path
+from kensho.base.clock import SystemClock
+from kensho.base.ids import digest_of
+from kensho.runtime.compiler import Compiler
+from kensho.runtime.graph_cache import GraphCache
+from kensho.runtime.loader import ModelLoader
+from kensho.runtime.machine import read_machine
+from secrets import token_hex
+root, model = Path(sys.argv[1]), Path(sys.argv[2])
+env = {"PYTHONPATH": sys.argv[3]} if len(sys.argv) > 3 else {}
+def say(event): print(event.name, flush=True)
+def token(): return token_hex(4)
+loader = ModelLoader(cache=GraphCache(root / "graphs", limit_bytes=1 << 30, token=token, emit=say),
+    compiler=Compiler(env=env, stall_s=60, emit=say), scratch=root / "scratch", token=token, machine=read_machine(),
+    clock=SystemClock(), emit=say, max_context=256, threads=1)
+digests = {path.name: digest_of(path.read_bytes()) for path in model.iterdir()}
+print(asyncio.run(loader.load("m", "1", model, digests, tier="mapped")).source, flush=True)
+"""
+SLOW = """
+import kensho.runtime.stages as stages, time
+real = stages.compile_model
+def slow(*args, progress, **named):
+    progress("parsing", 0, 1, "tensors")
+    time.sleep({seconds})
+    return real(*args, progress=progress, **named)
+stages.compile_model = slow
+"""
+
+
+def process(world: World, model_folder: Path, slow_s: float = 0) -> "subprocess.Popen[str]":
+    slow = world.root / "slow"
+    slow.mkdir(exist_ok=True)
+    (slow / "sitecustomize.py").write_text(SLOW.format(seconds=slow_s))
+    command = [sys.executable, "-c", PROCESS, str(world.root), str(model_folder), str(slow)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.real
+def test_two_processes_compile_a_key_once(world: World, model_folder: Path) -> None:
+    both = [process(world, model_folder, slow_s=0.5) for _ in range(2)]
+    sources = sorted(each.communicate(timeout=60)[0].split()[-1] for each in both)
+    assert sources == ["compile", "disk"]
+
+
+@pytest.mark.real
+def test_a_process_killed_while_compiling_frees_the_key_and_is_swept(world: World, model_folder: Path) -> None:
+    first = process(world, model_folder, slow_s=60)
+    assert first.stdout
+    assert first.stdout.readline() == "runtime.compile.stage\n"
+    (compiler,) = psutil.Process(first.pid).children()
+    first.kill()
+    first.communicate()
+    gone, _ = psutil.wait_procs([compiler], timeout=5)
+    assert gone
+    assert len(list(world.graphs.glob(".tmp*"))) == 1
+    assert process(world, model_folder).communicate(timeout=60)[0].split()[-1] == "compile"
+    assert list(world.graphs.glob(".tmp*")) == []
+
+
+@pytest.mark.real
+def test_cancelling_a_load_kills_the_compiler_and_frees_the_key(world: World, model_folder: Path) -> None:
+    slow = world.root / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(SLOW.format(seconds=60))
+    stuck = real_loader(world, {"PYTHONPATH": str(slow)})
+    digests = real_digests(model_folder)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(stuck.load("m", "1", model_folder, digests, tier="mapped"))
+        while not world.events:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert psutil.Process().children() == []
+    assert list(world.graphs.glob(".tmp*")) == []
+    assert asyncio.run(real_loader(world).load("m", "1", model_folder, digests, tier="mapped")).source == "compile"
+
+
+@pytest.mark.real
+def test_a_real_model_is_loaded_from_every_place(world: World, model_copy: Path) -> None:
+    digests = real_digests(model_copy)
+
+    async def load(loader: ModelLoader, tier: str = "mapped") -> LoadedGraph:
+        return await loader.load("m", "1", model_copy, digests, tier=tier)  # type: ignore[arg-type]
+
+    loader = real_loader(world)
+    assert asyncio.run(load(loader)).source == "compile"
+    assert asyncio.run(load(loader)).source == "memory"
+    assert asyncio.run(load(real_loader(world))).source == "disk"
+    assert asyncio.run(load(loader, "raw")).source == "raw"
+    shutil.rmtree(model_copy)
+    assert asyncio.run(load(real_loader(world))).source == "disk"
+    with pytest.raises(ModelError):
+        asyncio.run(load(real_loader(world), "raw"))
