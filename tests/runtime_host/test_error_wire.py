@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base import errors
@@ -29,6 +29,7 @@ def test_a_foreign_error_becomes_an_engine_error_without_a_traceback() -> None:
     assert str(arrived) == "MemoryError: arena"
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.dictionaries(
         st.text() | st.sampled_from(["code", "message", "facts"]), st.none() | st.text() | st.lists(st.none())

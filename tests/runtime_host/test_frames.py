@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base.errors import ConfigError, EngineError
@@ -27,6 +27,7 @@ MESSAGES = st.one_of(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(MESSAGES, max_size=6), st.integers(1, 40))
 def test_messages_arrive_as_sent_however_the_bytes_are_cut(messages: list[frames.Message], piece: int) -> None:
     data = b"".join(encode(message) for message in messages)
@@ -36,6 +37,7 @@ def test_messages_arrive_as_sent_however_the_bytes_are_cut(messages: list[frames
     assert arrived == messages
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_the_decoder_never_crashes_on_any_bytes(pieces: list[bytes]) -> None:
     decoder = Decoder()
@@ -46,6 +48,7 @@ def test_the_decoder_never_crashes_on_any_bytes(pieces: list[bytes]) -> None:
             break
 
 
+@settings(max_examples=30, deadline=None)
 @given(MESSAGES, st.data())
 def test_a_changed_byte_is_another_message_or_an_engine_error(message: frames.Message, data: st.DataObject) -> None:
     frame = bytearray(encode(message))

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base.ids import GraphKey
@@ -13,11 +13,13 @@ ENTRIES = st.lists(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(RECORDS)
 def test_a_record_is_read_as_written(record: GraphRecord) -> None:
     assert parse_record(dump_record(record)) == record
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.binary(max_size=200) | st.sampled_from([b"null", b'{"format":1}', b'{"format":1,"used":1,"files":{"a":[1]}}'])
 )
@@ -25,6 +27,7 @@ def test_no_bytes_make_the_reader_of_records_fail(data: bytes) -> None:
     parse_record(data)
 
 
+@settings(max_examples=30, deadline=None)
 @given(ENTRIES, NUMBER)
 def test_evictions_fit_the_bound_spare_pins_and_go_from_oldest_to_newest(
     entries: list[CachedGraph], limit_bytes: int

@@ -423,3 +423,20 @@ def test_a_damaged_or_missing_weights_file_is_an_engine_error(graph: LoadedGraph
                 await host.start()
 
     asyncio.run(run())
+
+
+def test_a_file_cut_short_under_a_running_host_costs_a_request_not_the_program(
+    graph: LoadedGraph, tmp_path: Path
+) -> None:
+    # The map's pages are gone: the kernel sends SIGBUS to whoever reads them.
+    shutil.copytree(graph.graph_folder, tmp_path / "graph")
+
+    async def run() -> None:
+        async with engine(replace(graph, graph_folder=tmp_path / "graph")) as host:
+            await host.start()
+            os.truncate(tmp_path / "graph" / "weights.bin", 0)
+            with pytest.raises(EngineCrashed, match="SIGBUS"):
+                await answer(host)
+            assert not host.is_alive
+
+    asyncio.run(run())

@@ -11,6 +11,7 @@ from kensho.runtime.sampling import choose, uniform
 LOGITS = arrays(np.float32, st.integers(1, 50), elements=st.floats(-30, 30, width=32))
 
 
+@settings(max_examples=30, deadline=None)
 @given(LOGITS, st.integers(0, 1000))
 def test_greedy_is_the_first_of_the_largest(logits: np.ndarray, position: int) -> None:
     chosen = choose(logits, position, Sampling())
@@ -18,6 +19,7 @@ def test_greedy_is_the_first_of_the_largest(logits: np.ndarray, position: int) -
     assert not (logits[:chosen] == logits.max()).any()
 
 
+@settings(max_examples=30, deadline=None)
 @given(LOGITS, st.integers(0, 1000), st.floats(0.01, 5), st.integers(-(2**63), 2**63 - 1))
 def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray, position: int, t: float, seed: int) -> None:
     sampling = Sampling(temperature=t, seed=seed)
@@ -48,7 +50,7 @@ def test_the_random_numbers_are_the_same_for_ever() -> None:
     assert [uniform(0, 0), uniform(0, 1), uniform(1, 0), uniform(-1, 7)] == RECORDED
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(LOGITS, st.sampled_from([np.nan, np.inf, -np.inf]), st.floats(0, 5), st.data())
 def test_numbers_that_are_not_finite_are_never_answered(
     logits: np.ndarray, bad: float, t: float, data: st.DataObject

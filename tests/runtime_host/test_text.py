@@ -86,7 +86,7 @@ def stream(codec: TextCodec, ids: list[int], window: int) -> list[str]:
     return [*[pieces.push(token) for token in ids], pieces.finish()]
 
 
-@settings(max_examples=40)
+@settings(max_examples=30, deadline=None)
 @given(
     ids=st.lists(st.integers(0, 420) | st.integers(5, 40) | st.integers(255, 275), max_size=60),
     window=st.integers(1, 9),
@@ -97,7 +97,7 @@ def test_the_pieces_of_any_ids_are_the_text_of_all_of_them(codec: TextCodec, ids
     "".join(pieces).encode()  # valid text: no half of a character
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(text=st.text(max_size=40) | st.sampled_from(WORDS), window=st.integers(1, 9))
 def test_the_pieces_of_any_text_are_its_decoding(codec: TextCodec, text: str, window: int) -> None:
     ids = codec.prompt_ids(text)
