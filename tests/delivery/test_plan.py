@@ -53,7 +53,7 @@ class World:
             assert slot.index in have.staged[slot.file]
             self._put(staging, slot, self.content[chunk.digest])
         for copy in plan.copies:
-            assert have.chunks[copy.item.chunk.digest] == copy.source
+            assert have.chunks[copy.item.chunk.digest] == (copy.source,)
             for slot in copy.item.slots:
                 self._put(staging, slot, self.content[copy.item.chunk.digest])
         for fetch in plan.fetches:
@@ -79,7 +79,7 @@ def worlds(draw: st.DrawFn) -> tuple[World, Have]:
     world = World(draw(FILES), draw(st.lists(st.integers(0, 20), min_size=1, max_size=5)))
     letters = sorted(world.chunks)
     local = draw(st.sets(st.sampled_from(letters))) if letters else set()
-    chunks = {world.chunks[letter].digest: Place("blobs/x", draw(st.integers(0, 99))) for letter in sorted(local)}
+    chunks = {world.chunks[letter].digest: (Place("blobs/x", draw(st.integers(0, 99))),) for letter in sorted(local)}
     files = frozenset(file.digest for file in world.files if draw(st.booleans()) and draw(st.booleans()))
     staged = {
         file.digest: frozenset(draw(st.sets(st.integers(0, len(file.chunks) - 1))))

@@ -11,7 +11,7 @@ from kensho.delivery import state as state_module
 from kensho.delivery.installed import InstalledFile, ModelRow, Record, Release
 from kensho.delivery.state import State
 
-FILE = InstalledFile("a.bin", 3, digest_of(b"abc"), digest_of(b"list"), True, digest_of(b"abc"), None)
+FILE = InstalledFile("a.bin", 3, digest_of(b"abc"), digest_of(b"list"), 1, True, digest_of(b"abc"), None)
 FIRST = Release("m", "1", 1, digest_of(b"manifest"), 5.0, (FILE,))
 SECOND = replace(FIRST, version="2", release=2)
 RECORD = Record(2**40, 2**62, digest_of(b"abc"), 3, 2**61, 2**61 + 1, 5.5)
@@ -64,13 +64,14 @@ def test_pins_uses_checks_settings_and_removal(state: State) -> None:
     state.install(FIRST, [RECORD], now=1.0)
     state.pin("m", "1")
     state.note_use("m", now=9.0)
-    state.note_check("full", damaged=2, now=7.0)
+    state.finish_check("full", good=[replace(RECORD, inode=7)], bad=[(RECORD.dev, RECORD.inode)], damaged=2, now=7.0)
     state.set_setting("source", "http://x")
     state.set_setting("source", "http://y")
     assert state.models() == [ModelRow("m", "1", None, "1", 1, 9.0)]
     assert state.checks() == {"full": (7.0, 2)}
     assert (state.setting("source"), state.setting("none")) == ("http://y", None)
-    state.drop_records([(RECORD.dev, RECORD.inode)])
+    assert set(state.records()) == {(RECORD.dev, 7)}
+    state.keep_records({(1, 1)})
     state.remove_release("m", "1")
     assert (state.records(), state.releases()) == ({}, [])
 

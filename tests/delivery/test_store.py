@@ -186,7 +186,7 @@ def test_removing_never_follows_a_link(store: Store, tmp_path: Path) -> None:
 
 def test_models_are_listed_and_missing_ones_named(store: Store) -> None:
     digest, record = _blob(store, b"aaa")
-    file = InstalledFile("x", 3, digest, digest, True, digest, None)
+    file = InstalledFile("x", 3, digest, digest, 1, True, digest, None)
     store.state.install(Release("m", "1", 1, digest, NOW, (file,)), [record], now=NOW)
     model = store.model("m")
     assert (model.version, model.previous, model.folder, model.is_degraded) == (

@@ -23,6 +23,7 @@ class InstalledFile:
     size_bytes: int
     digest: Digest
     chunk_list: Digest
+    chunk_count: int
     is_required: bool
     used: Digest | None
     """The blob that stands at `path`: `digest`, that of its fallback, or None where an optional file is absent."""

@@ -19,6 +19,11 @@ from kensho.delivery.plan import Have, Place, WantedFile
 from kensho.delivery.staging import offsets
 from kensho.delivery.store import Store
 
+MAX_PLACES = 4
+"""Tried for one chunk before it is fetched. A guess: current version, previous version, another model, staging."""
+
+Places = dict[Digest, tuple[Place, ...]]
+
 
 @dataclass(slots=True)
 class Inventory:
@@ -36,7 +41,7 @@ def take_inventory(store: Store, want: Sequence[WantedFile], *, now: Seconds) ->
     known = store.state.records()
     whole: set[Digest] = set()
     records: list[Record] = []
-    places: dict[Digest, Place] = {}
+    places: Places = {}
     for file in want:
         record = _check_blob(store, file, known, places, now)
         if record:
@@ -48,7 +53,7 @@ def take_inventory(store: Store, want: Sequence[WantedFile], *, now: Seconds) ->
         staged[file.digest] = store.staging.verified(file)
         for index, (offset, chunk) in enumerate(offsets(file.chunks)):
             if index in staged[file.digest]:
-                places.setdefault(chunk.digest, store.staging.place(file.digest, offset))
+                _offer(places, chunk.digest, store.staging.place(file.digest, offset))
     if missing:
         _offer_installed(store, places)
     return Inventory(Have(files=frozenset(whole), staged=staged, chunks=places), records)
@@ -64,7 +69,7 @@ def _check_blob(
     store: Store,
     file: WantedFile,
     known: dict[tuple[int, int], Record],
-    places: dict[Digest, Place],
+    places: Places,
     now: Seconds,
 ) -> Record | None:
     """A record if the whole blob is right; else its good chunks become places to copy from."""
@@ -86,13 +91,13 @@ def _check_blob(
     is_whole = before.st_size == file.size_bytes
     for (offset, _), chunk, digest in zip(spans, file.chunks, digests, strict=True):
         if digest == chunk.digest:
-            places.setdefault(digest, Place(f"blobs/{file.digest}", offset))
+            _offer(places, digest, Place(f"blobs/{file.digest}", offset))
         else:
             is_whole = False
     return Record.of(file.digest, before, now) if is_whole else None
 
 
-def _offer_installed(store: Store, places: dict[Digest, Place]) -> None:
+def _offer_installed(store: Store, places: Places) -> None:
     """Chunks of every file of every installed version. By its version's name, which is there even if the blob is not,
     and which is another file than the blob where hard links are refused."""
     for name, file in _installed_files(store):
@@ -103,7 +108,13 @@ def _offer_installed(store: Store, places: dict[Digest, Place]) -> None:
         except (Damaged, TrustError):
             continue  # verify reports it; here it only means fewer places
         for offset, chunk in offsets(chunks):
-            places.setdefault(chunk.digest, Place(name, offset))
+            _offer(places, chunk.digest, Place(name, offset))
+
+
+def _offer(places: Places, digest: Digest, place: Place) -> None:
+    found = places.get(digest, ())
+    if len(found) < MAX_PLACES:
+        places[digest] = (*found, place)
 
 
 def _installed_files(store: Store) -> Iterator[tuple[str, InstalledFile]]:

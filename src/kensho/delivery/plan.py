@@ -48,8 +48,9 @@ class Have:
     """Whole blobs whose bytes are right."""
     staged: Mapping[Digest, frozenset[int]] = field(default_factory=dict)
     """Per unfinished file: indices of the chunks that are right in its staging file."""
-    chunks: Mapping[Digest, Place] = field(default_factory=dict)
-    """Where to copy a chunk from. Copying checks the digest again, so a stale place costs time, not correctness."""
+    chunks: Mapping[Digest, tuple[Place, ...]] = field(default_factory=dict)
+    """Where a chunk can be copied from, best place first. Copying checks the digest again, so a stale place costs time,
+    not correctness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,11 @@ class Plan:
     bytes_disk_free: int
 
     @property
+    def bytes_patch(self) -> int:
+        """Encoded bytes of typed patches (row D10): none are published yet."""
+        return 0
+
+    @property
     def requests(self) -> int:
         return len(self.fetches)
 
@@ -137,8 +143,10 @@ def make_plan(
             else:
                 open_items.setdefault(chunk.digest, (chunk, []))[1].append(slot)
     items = [Item(chunk, tuple(slots)) for chunk, slots in open_items.values()]
-    copies = tuple(Copy(have.chunks[item.chunk.digest], item) for item in items if item.chunk.digest in have.chunks)
-    fetches = tuple(_ranges(item for item in items if item.chunk.digest not in have.chunks))
+    copies = tuple(
+        Copy(have.chunks[item.chunk.digest][0], item) for item in items if have.chunks.get(item.chunk.digest)
+    )
+    fetches = tuple(_ranges(item for item in items if not have.chunks.get(item.chunk.digest)))
     bytes_open = sum(item.chunk.size_bytes * len(item.slots) for item in items)
     bytes_new = sum(item.chunk.size_bytes * len(item.slots) for fetch in fetches for item in fetch.items)
     total = sum(file.size_bytes for file in wanted.values())

@@ -36,7 +36,8 @@ CREATE TABLE releases (
 ) WITHOUT ROWID;
 CREATE TABLE files (
   model TEXT NOT NULL, version TEXT NOT NULL, path TEXT NOT NULL, size_bytes INTEGER NOT NULL, digest TEXT NOT NULL,
-  chunk_list TEXT NOT NULL, is_required INTEGER NOT NULL, used TEXT, reason TEXT, PRIMARY KEY (model, version, path)
+  chunk_list TEXT NOT NULL, chunk_count INTEGER NOT NULL,
+  is_required INTEGER NOT NULL, used TEXT, reason TEXT, PRIMARY KEY (model, version, path)
 ) WITHOUT ROWID;
 CREATE TABLE records (
   dev INTEGER NOT NULL, inode INTEGER NOT NULL, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
@@ -91,12 +92,12 @@ class State:
         """Installed releases, newest first, of one model or of all."""
         with self._reading() as db:
             files: dict[tuple[str, str], list[InstalledFile]] = {}
-            for name, version, path, size, digest, chunk_list, is_required, used, reason in db.execute(
-                "SELECT model, version, path, size_bytes, digest, chunk_list, is_required, used, reason FROM files"
-                " WHERE ?1 IS NULL OR model = ?1",
+            for name, version, path, size, digest, chunk_list, count, is_required, used, reason in db.execute(
+                "SELECT model, version, path, size_bytes, digest, chunk_list, chunk_count, is_required, used, reason"
+                " FROM files WHERE ?1 IS NULL OR model = ?1 ORDER BY path",
                 (model,),
             ):
-                found = InstalledFile(path, size, digest, chunk_list, bool(is_required), used, reason)
+                found = InstalledFile(path, size, digest, chunk_list, count, bool(is_required), used, reason)
                 files.setdefault((name, version), []).append(found)
             rows = db.execute(
                 "SELECT model, version, release, manifest, installed_at FROM releases"
@@ -115,9 +116,9 @@ class State:
                 (*key, release.release, release.manifest, release.installed_at),
             )
             db.executemany(
-                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (*key, f.path, f.size_bytes, f.digest, f.chunk_list, f.is_required, f.used, f.reason)
+                    (*key, f.path, f.size_bytes, f.digest, f.chunk_list, f.chunk_count, f.is_required, f.used, f.reason)
                     for f in release.files
                 ],
             )
@@ -156,12 +157,31 @@ class State:
             return {(row[0], row[1]): Record(*row) for row in rows}
 
     def put_records(self, records: Iterable[Record]) -> None:
-        with self._writing() as db:
+        """Not durable at once: a record that is lost costs another hashing."""
+        with self._writing(is_durable=False) as db:
             self._put_records(db, records)
 
-    def drop_records(self, inodes: Iterable[tuple[int, int]]) -> None:
+    def finish_check(
+        self,
+        kind: str,
+        *,
+        good: Iterable[Record],
+        bad: Iterable[tuple[int, int]],
+        damaged: int,
+        now: Seconds,
+    ) -> None:
+        """A check of this kind ended: records of what was hashed and is right, inodes that nothing vouches for any
+        more, and the number of damaged files. Not durable at once: it is on the start path, and an fsync is not."""
+        with self._writing(is_durable=False) as db:
+            self._put_records(db, good)
+            db.executemany("DELETE FROM records WHERE dev = ? AND inode = ?", bad)
+            db.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (kind, now, damaged))
+
+    def keep_records(self, inodes: set[tuple[int, int]]) -> None:
+        """Forget the records of all other files."""
         with self._writing() as db:
-            db.executemany("DELETE FROM records WHERE dev = ? AND inode = ?", inodes)
+            gone = [key for key in db.execute("SELECT dev, inode FROM records") if key not in inodes]
+            db.executemany("DELETE FROM records WHERE dev = ? AND inode = ?", gone)
 
     def note(self, digests: Mapping[Digest, str], what: HistoryWord, *, now: Seconds) -> None:
         """History (row D13): the same thing happened to the bytes of each digest; the value says how."""
@@ -174,12 +194,8 @@ class State:
             rows = db.execute("SELECT at, what, how FROM history WHERE digest = ? ORDER BY id DESC", (digest,))
             return [HistoryEntry(*row) for row in rows]
 
-    def note_check(self, kind: str, *, damaged: int, now: Seconds) -> None:
-        with self._writing() as db:
-            db.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (kind, now, damaged))
-
     def checks(self) -> dict[str, tuple[Seconds, int]]:
-        """Kind of check -> when it was last done, and how many chunks it found damaged."""
+        """Kind of check -> when it was last done, and how many files it found damaged."""
         with self._reading() as db:
             return {kind: (at, damaged) for kind, at, damaged in db.execute("SELECT kind, at, damaged FROM checks")}
 
@@ -236,8 +252,6 @@ class State:
             )
             try:
                 db.execute("SELECT 1 FROM settings").fetchone()  # opens the file: what cannot be used is told now
-                # FULL: a commit that was reported must survive a power cut, else an update could silently be undone.
-                db.execute("PRAGMA synchronous=FULL")
             except sqlite3.Error as error:
                 db.close()
                 errors.append(error)
@@ -252,10 +266,13 @@ class State:
             yield self._db
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self, *, is_durable: bool = True) -> Iterator[sqlite3.Connection]:
         if self.is_read_only:
             raise StorageError(f"{self._path} cannot be written", advice="use a store that this user may write")
         with self._lock, self._errors():
+            # FULL: a commit that was reported must survive a power cut, else an update could silently be undone.
+            # NORMAL never syncs the log by itself; the next FULL commit makes those before it durable too.
+            self._db.execute(f"PRAGMA synchronous={'FULL' if is_durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db

@@ -14,6 +14,7 @@ from kensho.base.ids import Digest
 from kensho.delivery.installed import Record
 from kensho.delivery.inventory import take_inventory
 from kensho.delivery.plan import Have, Plan, WantedFile, make_plan
+from kensho.delivery.retention import reclaimable_bytes
 from kensho.delivery.store import Store
 from kensho.delivery.transfer import Outcome, Transfer
 
@@ -78,15 +79,23 @@ def plan_files(store: Store, model: str, version: str, want: Sequence[WantedFile
     """The plan for these files on this store's disk, with the space that copies need where hard links are refused."""
     is_missing = any(file.digest not in have.files for file in want)
     extra = 0 if not is_missing or store.is_read_only or store.versions.has_links() else sum(f.size_bytes for f in want)
-    return make_plan(model, version, want, have, free_bytes=store.free_bytes(), bytes_extra=extra)
+    return make_plan(
+        model,
+        version,
+        want,
+        have,
+        free_bytes=store.free_bytes(),
+        bytes_extra=extra,
+        reclaimable_bytes=reclaimable_bytes(store),
+    )
 
 
 def _after(have: Have, plan: Plan, outcome: Outcome) -> Have:
-    """What is had now: all slots of the plan but the stale and the failed ones; the stale places are no places."""
+    """What is had now: all slots of the plan but the stale and the failed ones; the place that was stale is none."""
     absent = outcome.stale | set(outcome.failed)
     staged = {
         file.digest: frozenset(index for index, chunk in enumerate(file.chunks) if chunk.digest not in absent)
         for file in plan.files
     }
-    chunks = {digest: place for digest, place in have.chunks.items() if digest not in outcome.stale}
+    chunks = {d: places[1:] if d in outcome.stale else places for d, places in have.chunks.items()}
     return replace(have, staged=staged, chunks=chunks)

@@ -37,6 +37,8 @@ class ModelResult:
     state: PullState
     error: KenshoError | None = None
     """Why it failed."""
+    reason: str = ""
+    """Why it failed or is degraded, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Updater:
             return self._install(acceptance, accepted)
         except KenshoError as error:
             current = next((row.current for row in self._store.state.models() if row.model == ref.model), "")
-            return ModelResult(ref.model, current, "failed", error)
+            return ModelResult(ref.model, current, "failed", error, error.message)
 
     def _install(self, acceptance: Acceptance, accepted: AcceptedRelease) -> ModelResult:
         ref, fetched_before = accepted.ref, self._source.bytes_fetched
@@ -186,7 +188,8 @@ class Updater:
             fetched = self._source.bytes_fetched - fetched_before
             self._emit(UpdateApplied(model=ref.model, version=ref.version, bytes_fetched=fetched, bytes_reused=reused))
         if release.is_degraded:
-            return ModelResult(ref.model, ref.version, "degraded")
+            absent = ", ".join(file.path for file in release.files if file.used != file.digest)
+            return ModelResult(ref.model, ref.version, "degraded", reason=f"without {absent}")
         return ModelResult(ref.model, ref.version, "updated" if is_changed or brought.plan.files else "current")
 
     def _answers(self, brought: Brought) -> Mapping[Digest, KenshoError]:
@@ -199,9 +202,16 @@ class Updater:
     def _release(self, accepted: AcceptedRelease, decided: Mapping[str, tuple[Digest | None, str | None]]) -> Release:
         files = tuple(
             InstalledFile(
-                file.path, file.size_bytes, file.digest, file.chunk_list, file.is_required, *decided[file.path]
+                path=file.path,
+                size_bytes=file.size_bytes,
+                digest=file.digest,
+                chunk_list=file.chunk_list,
+                chunk_count=len(accepted.want[file.path].chunks),
+                is_required=file.is_required,
+                used=decided[file.path][0],
+                reason=decided[file.path][1],
             )
-            for file in accepted.manifest.files
+            for file in sorted(accepted.manifest.files, key=lambda file: file.path)
         )
         ref = accepted.ref
         return Release(ref.model, ref.version, ref.release, ref.digest, self._clock.wall_s(), files)

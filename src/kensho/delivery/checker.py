@@ -1,0 +1,238 @@
+"""Are the installed bytes still the publisher's? Three grades, no network, and nothing is changed but the records.
+
+    quick   every file whose stat is not that of its verification record is hashed
+    load    the same for the one version that is about to be used: the check before each start
+    full    every byte is hashed
+
+A file is looked at under both its names, `versions/...` (what an engine opens) and `blobs/...`; hard links are one file
+and are hashed once. What is hashed and right gets a record; what is damaged loses it, so that the next quick check
+finds it too. Mending is `repair`'s job. Neither tuf nor an HTTP library is imported here: this is the start path.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from errno import EIO
+from stat import S_ISREG
+from typing import Literal
+
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import Damaged, StorageError, TrustError
+from kensho.base.events import CheckFinished, ChunkCorrupt, Emit
+from kensho.base.ids import Digest
+from kensho.delivery.chunk_list import MAX_LIST_BYTES
+from kensho.delivery.disk import storage_errors
+from kensho.delivery.hashing import hash_spans
+from kensho.delivery.installed import InstalledFile, Record, Release
+from kensho.delivery.inventory import chunks_of
+from kensho.delivery.staging import offsets
+from kensho.delivery.store import Store
+
+CheckKind = Literal["quick", "load", "full"]
+MAX_EVENTS = 100
+"""Chunks of one file that are reported one by one: a lost file of a million chunks is one fact, not a million."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One file of one version that is not what was accepted."""
+
+    model: str
+    version: str
+    path: str
+    """As in the manifest; for a document of the release, `manifest.json` or `<path>.chunks`."""
+    digest: Digest
+    """Of the blob that belongs there."""
+    chunks: tuple[int, ...]
+    """Indices of the damaged chunks. Empty if the bytes are right and only their name is missing, and for documents."""
+    is_document: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """`files` and `chunks` were looked at; `bytes_hashed` of them had to be read."""
+
+    kind: CheckKind
+    files: int
+    chunks: int
+    bytes_hashed: int
+    damaged: tuple[Damage, ...]
+    seconds: Seconds
+
+
+def verify(store: Store, *, is_full: bool, clock: Clock, emit: Emit) -> VerifyReport:
+    """Checks every installed version of every model, previous ones included, and their documents.
+
+    Quick: some 10 us a file. Full: about 3 GB/s. StorageError if the disk cannot be read at all.
+    """
+    return _check(store, store.state.releases(), "full" if is_full else "quick", clock=clock, emit=emit)
+
+
+def check_model(store: Store, model: str, *, clock: Clock, emit: Emit) -> VerifyReport:
+    """Checks the current version of one model, before it is loaded. NotInstalled if there is none."""
+    version = store.model(model).version
+    return check_version(store, model, version, clock=clock, emit=emit)
+
+
+def check_version(store: Store, model: str, version: str, *, clock: Clock, emit: Emit) -> VerifyReport:
+    """The same for any installed version."""
+    return _check(store, [store.release(model, version)], "load", clock=clock, emit=emit)
+
+
+@dataclass(slots=True)
+class _Finding:
+    """What was found out about one inode."""
+
+    damaged: tuple[int, ...] | None
+    """None: it is right. An empty tuple: too long, or wrong in a way that no chunk list tells."""
+
+
+@dataclass(slots=True)
+class _Run:
+    store: Store
+    kind: CheckKind
+    now: Seconds
+    known: dict[tuple[int, int], Record]
+    seen: dict[tuple[int, int, Digest], _Finding] = field(default_factory=dict)
+    good: list[Record] = field(default_factory=list)
+    bad: set[tuple[int, int]] = field(default_factory=set)
+    bytes_hashed: int = 0
+
+
+def _check(store: Store, releases: Iterable[Release], kind: CheckKind, *, clock: Clock, emit: Emit) -> VerifyReport:
+    start_s = clock.monotonic_s()
+    run = _Run(store, kind, clock.wall_s(), store.state.records())
+    files = chunks = 0
+    damaged: list[Damage] = []
+    reported: set[tuple[Digest, int]] = set()
+    for release in releases:
+        for file in release.files:
+            if file.used is None:
+                continue  # an optional file that is absent is degraded, not damaged
+            files += 1
+            chunks += file.chunk_count
+            found = _check_file(run, release, file)
+            if found:
+                damaged.append(found)
+                _report(found, reported, emit)
+        if kind != "load":
+            damaged.extend(_check_documents(run, release))
+    if not store.is_read_only:
+        store.state.finish_check(kind, good=run.good, bad=run.bad, damaged=len(damaged), now=run.now)
+    seconds = clock.monotonic_s() - start_s
+    emit(
+        CheckFinished(
+            kind=kind,
+            files=files,
+            bytes_hashed=run.bytes_hashed,
+            damaged_chunks=len(reported),
+            seconds=seconds,
+        )
+    )
+    return VerifyReport(kind, files, chunks, run.bytes_hashed, tuple(damaged), seconds)
+
+
+def _report(found: Damage, reported: set[tuple[Digest, int]], emit: Emit) -> None:
+    """One event a chunk, though several versions may share it."""
+    for index in found.chunks:
+        if (found.digest, index) not in reported and sum(digest == found.digest for digest, _ in reported) < MAX_EVENTS:
+            emit(ChunkCorrupt(model=found.model, version=found.version, path=found.path, chunk=index))
+        reported.add((found.digest, index))
+
+
+def _check_file(run: _Run, release: Release, file: InstalledFile) -> Damage | None:
+    """Both names of the file. Damage of either is damage of the file."""
+    origin = next(other for other in release.files if other.digest == file.used)  # a fallback is another file's blob
+    names = (f"versions/{release.model}/{release.version}/{file.path}", f"blobs/{origin.digest}")
+    findings = [_look(run, name, origin) for name in names]
+    if all(found and found.damaged is None for found in findings):
+        return None
+    chunks: set[int] = set()
+    for found in findings:
+        chunks |= set(found.damaged or ()) if found else set()
+    if not any(findings):
+        chunks = set(range(origin.chunk_count))  # neither name is there
+    return Damage(release.model, release.version, file.path, origin.digest, tuple(sorted(chunks)))
+
+
+def _look(run: _Run, name: str, file: InstalledFile) -> _Finding | None:
+    """What is under this name of the store; None if nothing or no regular file."""
+    disk, path = run.store.disk, run.store.root / name
+    with storage_errors("check a file", run.store.root):
+        found = disk.lstat(path)
+        if found is None or not S_ISREG(found.st_mode):
+            return None
+        key = (found.st_dev, found.st_ino, file.digest)
+        if key not in run.seen:
+            record = run.known.get(key[:2])
+            if run.kind != "full" and record and record.vouches_for(file.digest, found, now=run.now):
+                run.seen[key] = _Finding(None)
+            else:
+                run.seen[key] = _hash(run, name, file)
+    return run.seen[key]
+
+
+def _hash(run: _Run, name: str, file: InstalledFile) -> _Finding:
+    spans, digests = _spans(run, file)
+    disk = run.store.disk
+    fd = disk.open_read(run.store.root / name)
+    try:
+        before = disk.fstat(fd)  # before hashing: a write in the middle of it must not be vouched for
+        try:
+            found = hash_spans(disk, fd, spans)
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+            found = [_hash_one(run, fd, span) for span in spans]
+    finally:
+        disk.close(fd)
+    run.bytes_hashed += min(before.st_size, file.size_bytes)
+    damaged = tuple(index for index, (is_, ought) in enumerate(zip(found, digests, strict=True)) if is_ != ought)
+    if damaged or before.st_size != file.size_bytes:
+        run.bad.add((before.st_dev, before.st_ino))
+        return _Finding(damaged)
+    run.good.append(Record.of(file.digest, before, run.now))
+    return _Finding(None)
+
+
+def _hash_one(run: _Run, fd: int, span: tuple[int, int]) -> Digest:
+    try:
+        return hash_spans(run.store.disk, fd, [span])[0]
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        return Digest("")  # a sector that cannot be read is a damaged chunk
+
+
+def _spans(run: _Run, file: InstalledFile) -> tuple[list[tuple[int, int]], list[Digest]]:
+    """What to hash and what it should be: by chunk, or the whole file where the chunk list is damaged itself."""
+    try:
+        chunks = chunks_of(run.store, file)
+    except (Damaged, TrustError):
+        return [(0, file.size_bytes)], [file.digest]
+    return [(offset, chunk.size_bytes) for offset, chunk in offsets(chunks)], [chunk.digest for chunk in chunks]
+
+
+def _check_documents(run: _Run, release: Release) -> Iterator[Damage]:
+    """The manifest and the chunk lists: small, and hashed unless a record vouches."""
+    documents = {"manifest.json": release.manifest} | {f"{f.path}.chunks": f.chunk_list for f in release.files}
+    for name, digest in documents.items():
+        if not _is_document_right(run, digest):
+            yield Damage(release.model, release.version, name, digest, (), is_document=True)
+
+
+def _is_document_right(run: _Run, digest: Digest) -> bool:
+    path, disk = run.store.blob_path(digest), run.store.disk
+    with storage_errors("check a document", run.store.root):
+        found = disk.lstat(path)
+    if found is None or not S_ISREG(found.st_mode):
+        return False
+    record = run.known.get((found.st_dev, found.st_ino))
+    if run.kind != "full" and record and record.vouches_for(digest, found, now=run.now):
+        return True
+    try:
+        run.store.document(digest, max_bytes=MAX_LIST_BYTES)
+    except StorageError:  # Damaged is one
+        run.bad.add((found.st_dev, found.st_ino))
+        return False
+    run.good.append(Record.of(digest, found, run.now))
+    return True

@@ -1,0 +1,139 @@
+"""What is kept: going back to the previous version, holding a version, and removing what nothing needs.
+
+All of it is local. Never removed: the current and the previous version of a model, a pinned one, and what another
+process has open (an unlinked file stays readable for who has it open). The caller needs no lock; these take it.
+"""
+
+from pathlib import Path
+
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import Damaged, NotInstalled
+from kensho.base.events import Emit, RolledBack
+from kensho.base.ids import Digest
+from kensho.delivery.checker import check_version
+from kensho.delivery.disk import storage_errors
+from kensho.delivery.installed import Record, Release
+from kensho.delivery.store import Store
+
+STAGING_MAX_AGE_S: Seconds = 7 * 86400.0
+"""Partial files that no run has touched for so long are given up. A guess: a week offline must not cost a download."""
+
+
+def rollback(store: Store, model: str, to: str | None = None, *, clock: Clock, emit: Emit) -> str:
+    """Makes the previous version (or `to`, if it is installed) the current one; returns it. No network.
+
+    The version is checked first (load grade). Damaged: nothing was switched, repair it. NotInstalled: not on this disk.
+    """
+    with store.writing():
+        current = store.model(model)
+        target = to or current.previous
+        if target is None:
+            raise NotInstalled(f"model {model!r} has no previous version", advice="name an installed one with --to")
+        store.release(model, target)
+        if target == current.version:
+            return target
+        report = check_version(store, model, target, clock=clock, emit=emit)
+        if report.damaged:
+            raise Damaged(
+                f"{model} {target} is damaged ({report.damaged[0].path}); {current.version} stays in use",
+                advice="run `kensho repair`, then roll back",
+            )
+        store.state.switch(model, target)
+    emit(RolledBack(model=model, from_version=current.version, to_version=target))
+    return target
+
+
+def pin(store: Store, model: str, version: str | None) -> None:
+    """Hold the model at a version that a pull may bring, or (None) follow the newest again."""
+    with store.writing():
+        store.model(model)
+        store.state.pin(model, version)
+
+
+def gc(store: Store, *, clock: Clock) -> int:
+    """Removes versions, blobs and partial files that nothing needs; returns the bytes freed. Can be killed anywhere."""
+    with store.writing():
+        freed = 0
+        needed, unneeded = _sort_releases(store)
+        valid = _valid_records(store, needed, now=clock.wall_s())
+        for release in unneeded:
+            # Forgotten first: a version that is half removed must not be listed.
+            store.state.remove_release(release.model, release.version)
+            freed += store.versions.remove(store.versions.path(release.model, release.version))
+        freed += _remove_unlisted(store, {(release.model, release.version) for release in needed})
+        freed += _remove_blobs(store, _digests(needed))
+        freed += _remove_staging(store, now=clock.wall_s())
+        # Removing a name changes the ctime of its blob, and nothing else: records that were valid are renewed.
+        after = [record.relinked(found) for path, record in valid.items() if (found := store.disk.lstat(path))]
+        store.state.keep_records({(record.dev, record.inode) for record in valid.values()})
+        store.state.put_records(record for record in after if record)
+        return freed
+
+
+def reclaimable_bytes(store: Store) -> int:
+    """What `gc` would free of versions and blobs, about."""
+    needed, unneeded = _sort_releases(store)
+    kept = _digests(needed)
+    sizes = {file.used: file.size_bytes for release in unneeded for file in release.files if file.used}
+    return sum(size for digest, size in sizes.items() if digest not in kept)
+
+
+def _sort_releases(store: Store) -> tuple[list[Release], list[Release]]:
+    rows = {row.model: row for row in store.state.models()}
+    needed: list[Release] = []
+    unneeded: list[Release] = []
+    for release in store.state.releases():
+        row = rows.get(release.model)
+        is_needed = row is not None and release.version in (row.current, row.previous, row.pinned)
+        (needed if is_needed else unneeded).append(release)
+    return needed, unneeded
+
+
+def _digests(releases: list[Release]) -> set[Digest]:
+    documents = {digest for r in releases for digest in (r.manifest, *(file.chunk_list for file in r.files))}
+    return documents | {digest for r in releases for file in r.files for digest in (file.digest, file.used) if digest}
+
+
+def _remove_unlisted(store: Store, listed: set[tuple[str, str]]) -> int:
+    """Version folders without a row: left by a run that was killed before its commit, or in the middle of a gc."""
+    freed, root = 0, store.root / "versions"
+    with storage_errors("list versions", root):
+        folders = [(m, v) for m in store.disk.list_folder(root) for v in store.disk.list_folder(root / m)]
+    for model, version in folders:
+        if (model, version) not in listed:
+            freed += store.versions.remove(root / model / version)
+    return freed
+
+
+def _remove_blobs(store: Store, kept: set[Digest]) -> int:
+    root = store.root / "blobs"
+    with storage_errors("list blobs", root):
+        names = store.disk.list_folder(root)
+    return sum(store.versions.remove(root / name) for name in names if name not in kept)
+
+
+def _remove_staging(store: Store, *, now: Seconds) -> int:
+    root, freed = store.root / "staging", 0
+    with storage_errors("list partial files", root):
+        for name in store.disk.list_folder(root):
+            found = store.disk.lstat(root / name)
+            if found and (not name.endswith(".part") or now - found.st_mtime > STAGING_MAX_AGE_S):
+                freed += store.versions.remove(root / name)
+    return freed
+
+
+def _valid_records(store: Store, releases: list[Release], *, now: Seconds) -> dict[Path, Record]:
+    """By path, the records that vouch for a blob or a copy right now: only those may follow our own unlinking."""
+    known = store.state.records()
+    names: dict[Path, Digest] = {store.blob_path(digest): digest for digest in _digests(releases)}
+    for release in releases:
+        folder = store.versions.path(release.model, release.version)
+        names |= {folder / file.path: file.used for file in release.files if file.used}
+    valid: dict[Path, Record] = {}
+    with storage_errors("look at blobs", store.root):
+        for path, digest in names.items():
+            found = store.disk.lstat(path)
+            record = known.get((found.st_dev, found.st_ino)) if found else None
+            if found and record and record.vouches_for(digest, found, now=now):
+                valid[path] = record
+    return valid
