@@ -266,6 +266,17 @@ def test_a_request_that_always_fails_is_given_up_after_a_bounded_number_of_moves
     in_world(use, failover=FailoverSettings(max_moves=2), breaker=BreakerSettings(failure_threshold=99))
 
 
+def test_a_success_between_two_failures_keeps_the_circuit_closed() -> None:
+    async def use(world: World) -> None:
+        world.engines[0].inject(*[Fault("nan", 0), None] * 5)
+        for _ in range(10):
+            assert await world.collect() == WHOLE
+        seen = world.guards[0].snapshot()
+        assert (seen.mode, seen.counters.successes, seen.counters.failures) == (Mode.CLOSED, 5, 5)
+
+    in_world(use)
+
+
 def test_a_reader_that_leaves_is_not_the_engines_failure() -> None:
     async def use(world: World) -> None:
         for _ in range(10):

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from kensho.base.clock import Clock
 from kensho.base.errors import Damaged, EngineCrashed
 from kensho.base.events import CanaryFinished, CircuitChanged, Event
 from kensho.base.inference import Sampling
@@ -23,8 +24,32 @@ class DamagedEngine(ScriptedEngine):
         raise Damaged("block 3 of the graph is damaged", advice="compile again")
 
 
+class SlowToDie(ScriptedEngine):
+    """Its kernel needs a second to reap it."""
+
+    async def kill(self) -> None:
+        await asyncio.sleep(1.0)
+        await super().kill()
+
+
+class Drifting:
+    """A clock that is slower than the loop's: by it every timer rings too early."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def monotonic_s(self) -> float:
+        return self._clock.monotonic_s() * 0.99
+
+    def wall_s(self) -> float:
+        return self._clock.wall_s()
+
+    def sleep(self, duration_s: float) -> None:
+        self._clock.sleep(duration_s)
+
+
 class Bench:
-    def __init__(self, engine: ScriptedEngine, clock: VirtualClock, settings: BreakerSettings, canary: Canary) -> None:
+    def __init__(self, engine: ScriptedEngine, clock: Clock, settings: BreakerSettings, canary: Canary) -> None:
         self.engine = engine
         self.events: list[Event] = []
         self.guard = Guard(
@@ -112,6 +137,32 @@ def test_a_dead_host_is_the_circuits_to_start_not_a_users() -> None:
         assert bench.engine.starts == 1
 
     on_bench(use)
+
+
+def test_a_new_host_is_started_only_after_the_old_one_is_gone() -> None:
+    async def use(bench: Bench) -> None:
+        await bench.start()
+        bench.fail(FailureClass.HANG)
+        await asyncio.sleep(3.0)
+        assert bench.engine.is_alive
+        assert bench.mode is Mode.CLOSED
+
+    on_bench(use, engine=SlowToDie("primary"))
+
+
+def test_a_timer_that_rings_too_early_is_set_again() -> None:
+    async def main() -> None:
+        await bench.start()
+        bench.fail(FailureClass.TIMEOUT)
+        await asyncio.sleep(60.1)
+        assert bench.mode is Mode.OPEN
+        await asyncio.sleep(1.0)
+        assert bench.mode is Mode.CLOSED
+        await bench.guard.close()
+
+    time = VirtualClock()
+    bench = Bench(ScriptedEngine("primary"), Drifting(time), BreakerSettings(), Canary([9], EXPECTED))
+    run_virtual(main(), clock=time)
 
 
 def test_only_a_circuit_forced_closed_lets_a_user_start_it() -> None:

@@ -71,7 +71,7 @@ def in_world(
         async with world.scheduler:
             await asyncio.sleep(1.0)
             await use(world)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert_nothing_is_left()
         assert not world.primary.is_alive
         assert not world.standby.is_alive
 
@@ -79,6 +79,12 @@ def in_world(
     world = World(clock, SchedulerSettings(**settings), canary or Canary([9], CANARY_IDS), engines)
     run_virtual(main(), clock=clock)
     return world
+
+
+def assert_nothing_is_left() -> None:
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    loop: Any = asyncio.get_running_loop()
+    assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
 
 
 def test_an_answer_comes_from_the_primary_with_its_record() -> None:
@@ -415,12 +421,65 @@ def test_closing_ends_what_runs_and_refuses_what_waits() -> None:
         await world.scheduler.close()
         with pytest.raises(EngineError):
             await world.ask()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert_nothing_is_left()
 
     clock = VirtualClock()
     world = World(clock, SchedulerSettings(), Canary([9], CANARY_IDS), 2)
     run_virtual(main(), clock=clock)
     assert outcomes == ["model 'm' is being closed"] * 5
+
+
+def test_closing_does_not_wait_for_a_standby_that_is_still_loading() -> None:
+    async def main() -> None:
+        world.standby = ScriptedEngine("standby", start_s=100.0)
+        async with Scheduler(
+            world.primary,
+            world.standby,
+            model="m",
+            version="1",
+            tier_of=str,
+            canary=Canary([9]),
+            settings=SchedulerSettings(),
+            clock=clock,
+            rng=lambda: 0.5,
+            emit=world.events.append,
+        ):
+            await asyncio.sleep(1.0)
+            began = clock.monotonic_s()
+        assert clock.monotonic_s() - began < 1.0
+        assert_nothing_is_left()
+
+    clock = VirtualClock()
+    world = World(clock, SchedulerSettings(), Canary([9]), 2)
+    run_virtual(main(), clock=clock)
+
+
+def test_a_first_token_that_a_failover_delayed_says_nothing_about_the_next_one() -> None:
+    async def use(world: World) -> None:
+        world.primary.inject(Fault("hang", 0))
+        assert await world.ask() == WHOLE
+        assert await world.ask(deadline_s=world.clock.monotonic_s() + 2.0) == WHOLE
+
+    world = in_world(use)
+    assert [event.outcome for event in world.of(RequestFinished)] == ["ok", "ok"]
+    assert world.of(StreamMoved)[0].gap_ms > 8000.0
+
+
+def test_a_stream_that_a_forced_circuit_drains_is_not_disturbed_by_the_way_back() -> None:
+    async def use(world: World) -> None:
+        sampling = Sampling(max_tokens=1000)
+        draining = asyncio.create_task(world.ask(sampling=sampling))
+        await asyncio.sleep(1.0)
+        world.scheduler.force("primary", Mode.FORCED_OPEN)
+        world.scheduler.force("primary", None)
+        await asyncio.sleep(8.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.RESTARTING
+        assert await draining == expected_ids(PROMPT, sampling)
+        await asyncio.sleep(1.0)
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED
+
+    world = in_world(use)
+    assert (world.primary.kills, world.of(StreamMoved)) == (0, [])
 
 
 def test_hours_with_random_deaths_give_each_request_one_outcome_and_only_right_tokens() -> None:

@@ -25,8 +25,9 @@ from kensho.resilience.guard import Guard
 class FailoverSettings:
     max_moves: int = 3
     """A stream that was moved this often is given up: the request itself may be what kills engines. Guess."""
-    first_token_s: Seconds = 30.0
-    """Longest silence before the first token, beside `prefill_id_s` for each id of the prompt. Guess."""
+    first_token_s: Seconds = 8.0
+    """Longest silence before the first token, beside `prefill_id_s` for each id of the prompt. Guess; less than the
+    shortest default deadline, so that a hang is found and the stream moved before its reader gives up."""
     prefill_id_s: Seconds = 0.01
     """Ten times what 270 M parameters take for one id on one slow core."""
     token_s: Seconds = 5.0
