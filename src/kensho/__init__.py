@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kensho.app import Kensho
     from kensho.app.status import Status
-    from kensho.delivery.checker import RepairReport, VerifyReport
+    from kensho.delivery.checker import VerifyReport
+    from kensho.delivery.repair import RepairReport
     from kensho.delivery.updater import PullReport
 
 __version__ = "0.1.0"

@@ -45,10 +45,10 @@ class Settings:
     """Tokens of prompt and answer together, 16 to 32768; bounded by the model's own limit."""
     inactivity_s: Seconds = 30.0
     """An engine that makes no token for so long is taken for hung, and its process is killed."""
-    start_timeout_s: Seconds = 60.0
+    start_timeout_s: Seconds = 120.0
     """A host that is not ready after so long is killed."""
-    restart_wait_s: Seconds = 5.0
-    """How long a circuit waits before it starts a crashed engine again."""
+    restart_open_s: Seconds = 5.0
+    """How long a circuit waits after a start that failed. (After a crash the first new start is at once.)"""
     open_s: Seconds = 60.0
     """How long a circuit stays open at first; doubles each time, up to 15 minutes."""
     canary_timeout_s: Seconds = 5.0
@@ -73,8 +73,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_context": (16, 32768),
     "inactivity_s": (0.05, 3600),
     "start_timeout_s": (0.1, 3600),
-    "restart_wait_s": (0, 3600),
-    "open_s": (0, 3600),
+    "restart_open_s": (0.01, 3600),
+    "open_s": (0.01, 3600),
     "canary_timeout_s": (0.01, 60),
     "graph_cache_bytes": (0, 1 << 50),
 }

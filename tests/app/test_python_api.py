@@ -65,7 +65,7 @@ def test_blocking_calls_work_on_the_same_store(origin: Origin, tmp_path: Path) -
     path = Path(store) / "versions" / "dialogue" / "1.0.0" / "tokenizer.json"
     path.chmod(0o644)
     path.write_bytes(bytes(path.stat().st_size))
-    assert [item.path for item in kensho.verify(store=store).damaged] == ["dialogue/1.0.0/tokenizer.json"]
+    assert [(d.model, d.path) for d in kensho.verify(store=store).damaged] == [("dialogue", "tokenizer.json")]
     assert kensho.repair(store=store).repaired_chunks >= 1
     assert kensho.verify(store=store, full=True).damaged == ()
 

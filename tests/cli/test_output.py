@@ -89,6 +89,7 @@ def test_quiet_says_only_data_and_errors() -> None:
         (errors.Damaged("x"), 4),
         (errors.TrustError("x"), 5),
         (errors.ClientTooOld("x"), 5),
+        (errors.DigestMismatch("x"), 5),
         (errors.NotEnoughSpace("x"), 6),
         (errors.TransportError("x"), 7),
         (errors.NetworkNotAllowed("x"), 7),

@@ -40,9 +40,12 @@ class GenerateOptions:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token: its id and the text that became certain with it (may be empty inside a multi-byte character)."""
+    """One token: its id and the text that became certain with it (may be empty inside a multi-byte character).
 
-    id: int
+    `id` is None for text that is only certain once the last token has come: an answer cut inside a character.
+    """
+
+    id: int | None
     text: str
 
 

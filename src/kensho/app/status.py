@@ -6,7 +6,6 @@ from typing import Literal
 from kensho.base.clock import Seconds
 
 State = Literal["ready", "working", "degraded", "overloaded", "damaged", "empty", "storage-missing"]
-CheckKind = Literal["quick", "load", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,8 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class LastCheck:
-    kind: CheckKind
+    kind: str
+    """quick, load or full."""
     at_wall_s: Seconds
 
 

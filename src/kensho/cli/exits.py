@@ -17,6 +17,7 @@ INTERRUPTED = 130
 _TABLE: tuple[tuple[type[errors.KenshoError], int], ...] = (
     # first match wins: the special before the general
     (errors.TrustError, TRUST_REFUSED),
+    (errors.DigestMismatch, TRUST_REFUSED),  # of the transport family, because another source may have the right bytes
     (errors.TransportError, NO_NETWORK),
     (errors.NotEnoughSpace, NO_SPACE),
     (errors.Damaged, DAMAGED),

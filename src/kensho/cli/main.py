@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "demo": "the whole story on real parts, in less than a minute",
     "keygen": "make the publisher's signing keys",
     "publish": "cut, pack and sign a model folder into a repository",
+    "resign": "renew the signatures of a repository before they expire",
     "origin": "serve a repository over HTTP, for trials",
     "init": "make the store and trust a publisher's root",
     "plan": "what a pull would do, without doing it",
@@ -79,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, command = _parse(arguments)
         settings = load_settings(_overrides(args))
-        result = command.run(Context(args, settings, output, clock))
+        result: Result = command.run(Context(args, settings, output, clock))
     except SystemExit as stop:  # argparse: --help, --version, or a usage error that it has explained on stderr
-        code = stop.code if isinstance(stop.code, int) else exits.USAGE
+        code: int = stop.code if isinstance(stop.code, int) else exits.USAGE
         if code and is_json:
             output.summary(code, {}, UsageError("the arguments make no sense", advice="see kensho --help"))
         return code
@@ -167,4 +168,6 @@ def _overrides(args: argparse.Namespace) -> dict[str, object]:
         "config": given.get("config"),
         "network": False if given.get("no_network") else None,
         "tier": given.get("tier"),
+        # one answer and out: a second engine is only worth its start when the first one fails
+        "standby": "on_demand" if given.get("command") == "run" else None,
     }

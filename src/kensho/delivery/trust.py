@@ -68,6 +68,11 @@ class Trust:
         self._targets: dict[str, TargetFile] | None = None
 
     @staticmethod
+    def check_root(root: bytes) -> int:
+        """The version of a root file that `initialise` would trust. TrustError if it is not one signed by itself."""
+        return _open_root(root, "the root file").version
+
+    @staticmethod
     def initialise(folder: Path, root: bytes, disk: Disk | None = None) -> int:
         """Trust this root from now on; returns its version, or the version that it has led to by now.
 

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 
-from kensho.app import GenerateOptions, Token
-from kensho.base.events import CircuitChanged, CompileFinished, CompileStage, Event, StreamMoved
+from kensho.app import GenerateOptions, Kensho, Token
+from kensho.base.events import CircuitChanged, CompileFinished, CompileStage, Event, GraphLoaded, StreamMoved
 from kensho.base.units import size_text
-from kensho.demo.stage import FIRST, MODEL, Question, Stage, check, questions
+from kensho.demo.stage import FIRST, MODEL, Question, Stage, StepFailed, check, questions
 from kensho.runtime.stages import STAGES
 
 CHILD_TIMEOUT_S = 60
@@ -90,6 +90,7 @@ async def _compile(stage: Stage) -> None:
 async def _stream(stage: Stage, question: str) -> tuple[list[Token], float]:
     async with stage.open_app() as app:
         stream = app.generate(MODEL, question, GenerateOptions())
+        stage.show("    ")
         tokens = []
         async for token in stream:
             tokens.append(token)
@@ -99,20 +100,26 @@ async def _stream(stage: Stage, question: str) -> tuple[list[Token], float]:
 
 
 async def _crash(stage: Stage, question: Question) -> str:
-    async with stage.open_app() as app:
+    async with stage.open_app(standby="hot") as app:
+        is_standby_ready, is_closed = asyncio.Event(), asyncio.Event()
+        app.listen(lambda event: is_standby_ready.set() if _is_standby(event) else None)
+        app.listen(lambda event: is_closed.set() if _is_return(event) else None)
         undisturbed = app.generate(MODEL, question.question, GenerateOptions())
         wanted = [token.id async for token in undisturbed]
 
+        async with asyncio.timeout(RETURN_TIMEOUT_S):
+            await is_standby_ready.wait()
+
         stage.events.clear()
-        is_closed = asyncio.Event()
-        app.listen(lambda event: is_closed.set() if _is_return(event) else None)
         stream = app.generate(MODEL, question.question, GenerateOptions())
-        ids: list[int] = []
+        ids: list[int | None] = []
+        stage.say(f'"{question.question}"')
+        stage.show("    ")
+        victim = _primary_pid(app)
         async for token in stream:
             ids.append(token.id)
             stage.show(token.text)
             if len(ids) == TOKENS_BEFORE_THE_CRASH:
-                victim = app.engine_pids(MODEL)["primary"]
                 os.kill(victim, signal.SIGKILL)
                 stage.show(" [SIGKILL] ")
         stage.show("\n")
@@ -128,12 +135,23 @@ async def _crash(stage: Stage, question: Question) -> str:
                 path.append(event.to_state)
                 stage.say(event.message())
         check(path == ["CLOSED", "RESTARTING", "HALF_OPEN", "CLOSED"], "the circuit went its way and closed again")
-        check(app.engine_pids(MODEL)["primary"] != victim, "a new process took the place of the killed one")
+        check(_primary_pid(app) != victim, "a new process took the place of the killed one")
         again = app.generate(MODEL, question.question, GenerateOptions())
         check([token.id async for token in again] == wanted, "the returned engine gives the same ids")
         check(again.record.engine == "primary", "the primary answers again")
     stage.say("no time was shortened: a crashed engine is started again at once")
     return f"gap {stream.record.gap_ms:.0f} ms, 0 tokens lost or repeated, primary back"
+
+
+def _primary_pid(app: Kensho) -> int:
+    pid = app.engine_pids(MODEL)["primary"]
+    if pid is None:
+        raise StepFailed("the primary engine is not running", advice="see the log")
+    return pid
+
+
+def _is_standby(event: Event) -> bool:
+    return isinstance(event, GraphLoaded) and event.engine == "standby"
 
 
 def _is_return(event: Event) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from kensho.base.clock import Clock
 from kensho.base.errors import KenshoError
 from kensho.base.events import Event
 from kensho.server.origin import Origin
-from kensho.settings import Settings
+from kensho.settings import Settings, StandbyChoice
 
 E = TypeVar("E", bound=Event)
 
@@ -77,9 +77,9 @@ class Stage:
     def log(self) -> Path:
         return self.settings.store / "logs" / "kensho.jsonl"
 
-    def open_app(self) -> Kensho:
+    def open_app(self, *, standby: StandbyChoice = "on_demand") -> Kensho:
         """The application on the stage's store; its events go to the log, to the bar and to `events`."""
-        return Kensho(self.settings, clock=self.clock, listener=self._hear)
+        return Kensho(replace(self.settings, standby=standby), clock=self.clock, listener=self._hear)
 
     def open_origin(self) -> str:
         """Serve the repository, on the same port as before; returns the URL."""
@@ -113,6 +113,6 @@ def embedded_model() -> Path:
 
 def questions(version: str) -> list[Question]:
     """The questions that a version of the embedded model answers word for word."""
-    name = {FIRST: "v1", SECOND: "v2"}[version]
-    found = json.loads((embedded_model() / name / "questions.json").read_text(encoding="utf-8"))
+    name = {FIRST: "questions.json", SECOND: "v2/questions.json"}[version]
+    found = json.loads((embedded_model() / name).read_text(encoding="utf-8"))
     return [Question(item["question"], item["answer"]) for item in found]

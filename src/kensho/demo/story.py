@@ -91,7 +91,7 @@ def tell(settings: Settings, voice: Voice, *, clock: Clock, folder: Path) -> Rep
             clock=clock,
             say=lambda text: voice.note(f"    {text}"),
             show=voice.piece,
-            on_event=voice.on_event,
+            on_event=lambda event: voice.on_event(event) if event.level == "debug" else None,  # progress, no warnings
         )
         begin_s = clock.monotonic_s()
         done: list[StepReport] = []
@@ -100,6 +100,7 @@ def tell(settings: Settings, voice: Voice, *, clock: Clock, folder: Path) -> Rep
             for number, (name, title, step) in enumerate(STEPS, 1):
                 voice.note(f"{number}. {title}")
                 report, error = _play(stage, name, step)
+                voice.note(f"    {'ok' if report.is_ok else 'FAILED'}: {report.result} ({report.seconds:.2f} s)")
                 done.append(report)
                 if error is not None:
                     break

@@ -38,6 +38,7 @@ def run(context: Context) -> Result:
             min_client=args.min_client,
             expires_days=args.expires,
             now=app.now(),
+            progress=lambda done, total: output.progress(f"publish {args.model}", done, total, "bytes"),
             emit=app.emit,
         )
     output.data(

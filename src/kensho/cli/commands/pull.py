@@ -34,8 +34,7 @@ def run(context: Context) -> Result:
         "requests_metadata": report.requests_metadata,
         "seconds": round(report.seconds, 3),
     }
-    failed = next((m.error for m in report.models if m.error is not None), None)
-    if failed is not None:
-        return Result(exits.exit_code(failed), keys, failed)
+    if report.first_error is not None:
+        return Result(exits.exit_code(report.first_error), keys, report.first_error)
     is_degraded = any(m.state == "degraded" for m in report.models)
     return Result(exits.DEGRADED if is_degraded else exits.OK, keys)

@@ -2,10 +2,13 @@
 
 import argparse
 import asyncio
+from typing import TYPE_CHECKING
 
-from kensho.app import AnswerRecord, GenerateOptions
 from kensho.cli import exits
 from kensho.cli.main import Context, Result
+
+if TYPE_CHECKING:
+    from kensho.app import AnswerRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,9 @@ def run(context: Context) -> Result:
     return Result(exits.DEGRADED if record.is_fallback_model else exits.OK, record.as_json())
 
 
-async def _answer(context: Context) -> AnswerRecord:
+async def _answer(context: Context) -> "AnswerRecord":
+    from kensho.app import GenerateOptions
+
     args = context.args
     options = GenerateOptions(
         max_tokens=args.max_tokens,

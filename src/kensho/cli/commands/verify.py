@@ -16,7 +16,7 @@ def run(context: Context) -> Result:
     output = context.output
     with context.open_app() as app:
         report = app.verify(is_full=context.args.full)
-    damaged = [{"path": item.path, "chunks": list(item.chunks)} for item in report.damaged]
+    damaged = [{"path": f"{d.model}/{d.version}/{d.path}", "chunks": list(d.chunks)} for d in report.damaged]
     keys = {
         "files": report.files,
         "chunks": report.chunks,
@@ -26,8 +26,8 @@ def run(context: Context) -> Result:
     }
     output.note(f"{report.files} files, {size_text(report.bytes_hashed)} hashed, {report.seconds:.2f} s")
     if damaged:
-        for item in report.damaged:
-            output.data(f"damaged: {item.path}, chunks {', '.join(map(str, item.chunks))}")
+        for item in damaged:
+            output.data(f"damaged: {item['path']}, chunks {item['chunks']}")
         error = Damaged(f"{len(damaged)} files are damaged", advice="run kensho repair")
         return Result(exits.DAMAGED, keys, error)
     output.data(

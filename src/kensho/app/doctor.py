@@ -1,0 +1,79 @@
+"""What is wrong, in words, each with a fix. Looks, changes nothing."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kensho.app.kensho import Kensho
+from kensho.base.errors import KenshoError
+from kensho.base.units import size_text
+
+LOW_SPACE_BYTES = 2 << 30
+"""A guess: an update of a small model and its graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    is_ok: bool
+    found: str
+    advice: str = ""
+
+
+def examine(app: Kensho) -> list[Check]:
+    """All checks, in the order in which they build on each other. Tries the source if the network is allowed."""
+    checks = [_attempt(name, look, app) for name, look in (("python", _python), ("engine", _engine), ("space", _space))]
+    checks.append(_attempt("store", _store, app))
+    if checks[-1].is_ok:
+        checks += [_attempt("models", _models, app), _attempt("source", _source, app)]
+    return checks
+
+
+def _attempt(name: str, look: Callable[[Kensho], Check], app: Kensho) -> Check:
+    try:
+        return look(app)
+    except KenshoError as error:
+        return Check(name, False, error.message, error.advice)
+
+
+def _python(app: Kensho) -> Check:
+    del app
+    is_ok = sys.platform == "linux" and sys.version_info >= (3, 11)
+    return Check("python", is_ok, f"{sys.version.split()[0]} on {sys.platform}", "use Python 3.11 or newer on Linux")
+
+
+def _engine(app: Kensho) -> Check:
+    del app
+    from kensho.runtime.machine import read_machine
+
+    machine = read_machine()
+    found = f"ONNX Runtime {machine.engine_version} on {machine.arch} ({', '.join(machine.cpu_features) or 'plain'})"
+    return Check("engine", True, found)
+
+
+def _space(app: Kensho) -> Check:
+    folder = app.settings.store
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return Check("space", free >= LOW_SPACE_BYTES, f"{size_text(free)} free in {folder}", "free some space")
+
+
+def _store(app: Kensho) -> Check:
+    status = app.status()
+    is_ok = status.state != "storage-missing"
+    return Check("store", is_ok, str(app.settings.store) if is_ok else status.sentence, "run kensho init")
+
+
+def _models(app: Kensho) -> Check:
+    status = app.status()
+    advice = {"damaged": "run kensho repair", "degraded": "run kensho pull"}.get(status.state, "run kensho pull MODEL")
+    return Check("models", status.state == "ready", status.sentence, advice)
+
+
+def _source(app: Kensho) -> Check:
+    if not app.settings.network:
+        return Check("source", True, "not tried: the network is not allowed")
+    newest = ", ".join(f"{ref.model} {ref.version}" for ref in app.published())
+    return Check("source", True, f"reachable and signed; it has {newest or 'no model'}")

@@ -1,0 +1,293 @@
+"""The application (prototype: `Kernel`): joins delivery, runtime, resilience and telemetry, and nothing else does.
+
+    async with Kensho(settings, clock=SystemClock(), source="https://...", root=Path("root.json")) as app:
+        async for token in app.generate("dialogue", "Bonjour"): ...
+
+Delivery is blocking and may be used with plain `with`; answering needs `async with`, which ends every engine process.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from kensho import __version__
+from kensho.app.answers import AnswerRecord, GenerateOptions, LoadSource, Token
+from kensho.app.deliveries import Deliveries, read_root
+from kensho.app.status import Status
+from kensho.base.clock import Clock
+from kensho.base.errors import ConfigError, Damaged, NotInstalled, UsageError
+from kensho.base.events import Event
+from kensho.base.ids import check_name
+from kensho.base.inference import Sampling
+from kensho.resilience.admission import parse_priority
+from kensho.settings import Settings
+from kensho.telemetry.log_file import LogFile
+from kensho.telemetry.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from kensho.app.serving import ServedModel, Serving
+    from kensho.delivery.checker import VerifyReport
+    from kensho.delivery.plan import Plan
+    from kensho.delivery.releases import ReleaseRef
+    from kensho.delivery.repair import RepairReport
+    from kensho.delivery.store import InstalledModel
+    from kensho.delivery.updater import PullReport
+    from kensho.runtime.loaded_graph import LoadedGraph
+
+
+class Kensho:
+    """One store and the models that answer from it. Cheap to make; parts come with their first use.
+
+    `source` and `root` make the store where there is none, and let `generate` pull what is not installed. `listener`
+    hears every event. `has_log` False: nothing is written to the log (commands that only look).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        source: str | None = None,
+        root: Path | None = None,
+        listener: Callable[[Event], None] | None = None,
+        has_log: bool = True,
+    ) -> None:
+        if (source is None) != (root is None):
+            raise UsageError("source and root go together", advice="give both, or neither for a store that exists")
+        self.settings = settings
+        self._clock = clock
+        self._source = source
+        self._root = root
+        # The log lies in the store: before there is a store there is no log.
+        self._pipeline = Pipeline(
+            [LogFile(settings.store / "logs")] if has_log else [], clock=clock, level=settings.log_level
+        )
+        if listener is not None:
+            self._pipeline.listen(listener)
+        self._deliveries = Deliveries(settings, client_version=__version__, clock=clock, emit=self.emit)
+        self._serving: Serving | None = None
+
+    # --- events and time ---
+
+    def emit(self, event: Event) -> None:
+        self._pipeline.emit(event)
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `listener` with every event from now on; returns the function that ends it."""
+        return self._pipeline.listen(listener)
+
+    def now(self) -> datetime:
+        """The wall clock's time, UTC."""
+        return self._deliveries.now()
+
+    # --- delivery: blocking ---
+
+    def init(self, url: str, root: bytes) -> int:
+        """Make the store and trust this root; returns its version. Doing it again is harmless."""
+        return self._deliveries.init(url, root)
+
+    def plan(self, models: Sequence[str] = ()) -> "list[Plan]":
+        """What `pull` would do. Uses the network for metadata."""
+        return self._deliveries.plan(_names(models))
+
+    def pull(self, models: Sequence[str] = ()) -> "PullReport":
+        """Bring models (default: all installed) to their newest version. Raises TrustError, TransportError,
+        NotInstalled, StorageError: nothing was changed then; what goes wrong with one model is in its result."""
+        self._ensure_store()
+        return self._deliveries.pull(_names(models))
+
+    def published(self) -> "list[ReleaseRef]":
+        """The newest release of each model that the source has now."""
+        return self._deliveries.published()
+
+    def verify(self, *, is_full: bool = False) -> "VerifyReport":
+        """Check the stored bytes, never using the network: what has changed, or every byte."""
+        return self._deliveries.verify(is_full=is_full)
+
+    def repair(self) -> "RepairReport":
+        """Mend what is damaged, from local bytes first, then the network."""
+        return self._deliveries.repair()
+
+    def rollback(self, model: str, version: str | None = None) -> str:
+        """Make the previous (or the named installed) version current, from this disk; returns it."""
+        return self._deliveries.rollback(check_name(model, "model name"), version)
+
+    def gc(self) -> int:
+        """Remove what no current or previous version needs; returns the bytes freed."""
+        return self._deliveries.gc()
+
+    def status(self) -> Status:
+        """How things stand. Never uses the network, hashes nothing."""
+        return self._deliveries.status()
+
+    # --- answering: asyncio ---
+
+    async def compile(self, model: str) -> "LoadedGraph":
+        """Find or make the model's graph, so that the first answer need not wait for it."""
+        return await self._serve().compile(await self._ready(model))
+
+    def generate(self, model: str, prompt: str, options: GenerateOptions | None = None) -> "AnswerStream":
+        """The answer, token by token: iterate it once. `record` has the figures afterwards.
+
+        Pulls the model first if it is not installed and a source was given. Iterating raises NotInstalled, Damaged,
+        ModelError, CompileFailed, EngineError, Overloaded (see kensho.base.errors for what helps).
+        """
+        return AnswerStream(self, check_name(model, "model name"), prompt, options or GenerateOptions())
+
+    def engine_pids(self, model: str) -> dict[str, int | None]:
+        """Process ids of a loaded model's engine hosts by engine name; None for one that is not running."""
+        served = self._serving.served(model) if self._serving else None
+        return {engine.name: engine.pid for engine in served.engines} if served else {}
+
+    # --- the ends ---
+
+    async def aclose(self) -> None:
+        """End every engine process and close the store. Idempotent."""
+        if self._serving is not None:
+            serving, self._serving = self._serving, None
+            await serving.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the store and the log; with engines running use `aclose`. Idempotent."""
+        self._deliveries.close()
+        self._pipeline.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- below ---
+
+    def _serve(self) -> "Serving":
+        if self._serving is None:
+            from kensho.app.serving import Serving
+
+            self._serving = Serving(self.settings, clock=self._clock, emit=self.emit)
+        return self._serving
+
+    def _ensure_store(self) -> None:
+        if self._source is not None and self._root is not None and not self._deliveries.has_store():
+            self._deliveries.init(self._source, read_root(self._root))
+
+    async def _ready(self, model: str) -> "InstalledModel":
+        """The installed model, checked; pulled first where that is wanted and possible."""
+        return await asyncio.to_thread(self._make_ready, model)
+
+    def _make_ready(self, model: str) -> "InstalledModel":
+        self._ensure_store()
+        try:
+            installed = self._deliveries.store.model(model)
+        except NotInstalled:
+            if self._source is None:
+                raise
+            failed = self.pull([model]).first_error
+            if failed is not None:
+                raise failed from None
+            installed = self._deliveries.store.model(model)
+        if self._serving is not None and self._serving.is_loaded(installed):
+            return installed  # its engines have the verified files open already
+        return self._deliveries.ready_model(model)
+
+    async def _ready_or_fallback(self, model: str) -> "tuple[InstalledModel, bool]":
+        """The model, or the one that its publisher named for when it cannot be had (row D8)."""
+        try:
+            return await self._ready(model), False
+        except Damaged:
+            fallback = await asyncio.to_thread(self._deliveries.fallback_of, model)
+            if fallback is None:
+                raise
+            return await self._ready(fallback), True
+
+
+class AnswerStream:
+    """The tokens of one answer. Iterate once; leave early with `aclose` (or by closing the application)."""
+
+    def __init__(self, app: Kensho, model: str, prompt: str, options: GenerateOptions) -> None:
+        self._app = app
+        self._began_s = app._clock.monotonic_s()
+        self._tokens = self._run(model, prompt, options)
+        self._record: AnswerRecord | None = None
+
+    @property
+    def record(self) -> AnswerRecord:
+        """What happened. ConfigError before the answer is complete."""
+        if self._record is None:
+            raise ConfigError("the answer is not complete", advice="iterate to its end first")
+        return self._record
+
+    def __aiter__(self) -> AsyncGenerator[Token, None]:
+        return self._tokens
+
+    async def aclose(self) -> None:
+        """Cancel: the engine stops within one step. Idempotent."""
+        await self._tokens.aclose()
+
+    async def _run(self, model: str, prompt: str, options: GenerateOptions) -> AsyncGenerator[Token, None]:
+        app, clock = self._app, self._app._clock
+        deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
+        installed, is_fallback = await app._ready_or_fallback(model)
+        serving = app._serve()
+        was_loaded = serving.is_loaded(installed)
+        async with serving.use(installed) as served:
+            loaded_s = clock.monotonic_s()
+            detokenizer = served.codec.detokenizer()
+            ids: list[int] = []
+            pieces: list[str] = []
+            first_s = loaded_s
+            answer = served.scheduler.submit(
+                served.codec.prompt_ids(prompt, is_raw=options.is_raw_prompt),
+                Sampling(options.max_tokens, options.temperature, options.seed, served.codec.stop_ids),
+                priority=parse_priority(options.priority),
+                deadline_s=deadline_s,
+                engine=options.engine,
+            )
+            async with aclosing(answer):
+                async for token in answer:
+                    if not ids:
+                        first_s = clock.monotonic_s()
+                    ids.append(token)
+                    pieces.append(detokenizer.push(token))
+                    yield Token(token, pieces[-1])
+            rest = detokenizer.finish()
+            if rest:
+                pieces.append(rest)
+                yield Token(None, rest)
+            figures = answer.record
+            self._record = AnswerRecord(
+                model=installed.model,
+                version=installed.version,
+                text="".join(pieces),
+                token_ids=tuple(ids),
+                load_source="memory" if was_loaded else _source(served),
+                load_seconds=0.0 if was_loaded else loaded_s - self._began_s,
+                first_token_seconds=first_s - self._began_s,
+                tokens_per_second=figures.tokens_per_second,
+                engine=figures.engine,
+                tier=served.graph.tier,
+                failovers=figures.failovers,
+                gap_ms=figures.gap_ms,
+                is_fallback_model=is_fallback,
+            )
+
+
+def _source(served: "ServedModel") -> LoadSource:
+    return served.graph.source
+
+
+def _names(models: Sequence[str]) -> list[str]:
+    return [check_name(model, "model name") for model in models]
