@@ -1,0 +1,113 @@
+"""Going back is local and checked; what is needed is never removed."""
+
+import os
+
+import pytest
+
+from kensho.base.errors import Damaged, NotInstalled
+from kensho.base.events import RolledBack
+from kensho.delivery.checker import verify
+from kensho.delivery.retention import STAGING_MAX_AGE_S, gc, pin, reclaimable_bytes, rollback
+from kensho.testing.client import FIRST, SECOND, Client, model_files
+from kensho.testing.repository import SimulatedRepository
+
+
+@pytest.fixture
+def updated(client: Client, world: SimulatedRepository, grown: SimulatedRepository) -> Client:
+    client.pull(world.source())
+    client.pull(grown.source())
+    client.events.clear()
+    return client
+
+
+def _rollback(client: Client, to: str | None = None) -> str:
+    return rollback(client.store, "voice", to, clock=client.clock, emit=client.events.append)
+
+
+def test_rolling_back_switches_to_the_previous_version_and_back_again(updated: Client) -> None:
+    assert _rollback(updated) == "1.0"
+    assert updated.content() == model_files(FIRST)
+    [event] = updated.of(RolledBack)
+    assert (event.from_version, event.to_version) == ("2.0", "1.0")
+    assert _rollback(updated) == "2.0"
+    assert updated.content() == model_files(SECOND)
+    assert _rollback(updated, "2.0") == "2.0"
+    assert updated.store.model("voice").previous == "1.0"
+
+
+def test_a_version_that_is_not_here_cannot_be_gone_back_to(client: Client, world: SimulatedRepository) -> None:
+    client.pull(world.source())
+    for to in (None, "0.9"):
+        with pytest.raises(NotInstalled):
+            _rollback(client, to)
+    with pytest.raises(NotInstalled):
+        rollback(client.store, "none", clock=client.clock, emit=client.events.append)
+
+
+def test_a_damaged_version_is_not_switched_to(updated: Client) -> None:
+    path = updated.store.versions.path("voice", "1.0") / "model.safetensors"
+    path.unlink()
+    path.write_bytes(b"damaged")
+    with pytest.raises(Damaged):
+        _rollback(updated)
+    assert updated.store.model("voice").version == "2.0"
+
+
+def test_a_pull_after_a_rollback_goes_forward_unless_pinned(updated: Client, grown: SimulatedRepository) -> None:
+    _rollback(updated)
+    pin(updated.store, "voice", "1.0")
+    assert updated.pull(grown.source()).models[0].version == "1.0"
+    pin(updated.store, "voice", None)
+    source = grown.source()
+    assert updated.pull(source).models[0].version == "2.0"
+    assert source.ranges == []
+    with pytest.raises(NotInstalled):
+        pin(updated.store, "none", None)
+
+
+def test_gc_frees_what_it_said_and_the_rest_stays_verified(updated: Client, world: SimulatedRepository) -> None:
+    assert gc(updated.store, clock=updated.clock) == 0
+    # A third version without a network: the first one, published again as 3.0 by hand.
+    updated.store.state.switch("voice", "1.0")
+    updated.store.state.switch("voice", "2.0")
+    with updated.store.state._writing() as db:
+        db.execute("UPDATE models SET previous = NULL")
+    expected = reclaimable_bytes(updated.store)
+    assert expected == len(model_files(FIRST)["model.safetensors"])
+    freed = gc(updated.store, clock=updated.clock)
+    assert freed >= expected
+    assert [release.version for release in updated.store.state.releases()] == ["2.0"]
+    assert not updated.store.versions.path("voice", "1.0").exists()
+    report = verify(updated.store, is_full=False, clock=updated.clock, emit=updated.events.append)
+    assert (report.damaged, report.bytes_hashed) == ((), 0), "records follow the unlinking"
+    assert updated.content() == model_files(SECOND)
+
+
+def test_gc_does_not_vouch_for_a_file_that_was_touched_before(updated: Client) -> None:
+    path = updated.store.model("voice").folder / "model.safetensors"
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.write(b"damage")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    gc(updated.store, clock=updated.clock)
+    assert verify(updated.store, is_full=False, clock=updated.clock, emit=updated.events.append).damaged
+
+
+def test_gc_gives_up_old_partial_files_and_keeps_young_ones(updated: Client) -> None:
+    staging = updated.root / "staging"
+    now = updated.clock.wall_s()
+    for name, age_s in (("young.part", 60.0), ("old.part", STAGING_MAX_AGE_S + 60), ("version.new", 0.0)):
+        (staging / name).write_bytes(b"x")
+        os.utime(staging / name, (now - age_s, now - age_s))
+    gc(updated.store, clock=updated.clock)
+    assert [path.name for path in staging.iterdir()] == ["young.part"]
+
+
+def test_a_reader_keeps_what_gc_removes(updated: Client) -> None:
+    path = updated.store.versions.path("voice", "1.0") / "model.safetensors"
+    with updated.store.state._writing() as db:
+        db.execute("UPDATE models SET previous = NULL")
+    with path.open("rb") as reader:
+        gc(updated.store, clock=updated.clock)
+        assert reader.read() == model_files(FIRST)["model.safetensors"]
