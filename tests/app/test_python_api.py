@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,14 @@ pytestmark = pytest.mark.real
 QUESTION = questions("1.0.0")[0]
 
 
+@dataclass(frozen=True)
+class Published:
+    url: str
+    root: str
+
+
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     from kensho.cli.main import main
 
     folder = tmp_path_factory.mktemp("origin")
@@ -30,11 +37,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
     argv = ["publish", source, "--model", "dialogue", "--version", "1.0.0", "--to", repository]
     assert main([*argv, "--keys", str(folder / "keys"), "--quiet"]) == 0
     with Origin(folder / "repository", port=0) as served:
-        yield served
-
-
-def root_of(origin: Origin) -> str:
-    return str(origin.folder / "metadata" / "1.root.json")
+        yield Published(served.url, str(folder / "repository" / "metadata" / "1.root.json"))
 
 
 def children() -> set[int]:
@@ -42,10 +45,10 @@ def children() -> set[int]:
 
 
 def test_three_lines_pull_the_model_and_answer(
-    origin: Origin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    origin: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def three_lines() -> None:
-        async with kensho.open(store=str(tmp_path / "s"), source=origin.url, root=root_of(origin)) as app:
+        async with kensho.open(store=str(tmp_path / "s"), source=origin.url, root=origin.root) as app:
             async for token in app.generate("dialogue", QUESTION.question):
                 print(token.text, end="")
 
@@ -55,9 +58,9 @@ def test_three_lines_pull_the_model_and_answer(
     assert children() == before
 
 
-def test_blocking_calls_work_on_the_same_store(origin: Origin, tmp_path: Path) -> None:
+def test_blocking_calls_work_on_the_same_store(origin: Published, tmp_path: Path) -> None:
     store = str(tmp_path / "s")
-    report = kensho.pull(["dialogue"], store=store, source=origin.url, root=root_of(origin))
+    report = kensho.pull(["dialogue"], store=store, source=origin.url, root=origin.root)
     assert [(m.model, m.version, m.state) for m in report.models] == [("dialogue", "1.0.0", "updated")]
     assert [m.state for m in kensho.pull(store=store).models] == ["current"]
     assert kensho.verify(store=store, full=True).damaged == ()
@@ -70,10 +73,10 @@ def test_blocking_calls_work_on_the_same_store(origin: Origin, tmp_path: Path) -
     assert kensho.verify(store=store, full=True).damaged == ()
 
 
-def test_leaving_a_stream_early_and_closing_leave_no_process(origin: Origin, tmp_path: Path) -> None:
+def test_leaving_a_stream_early_and_closing_leave_no_process(origin: Published, tmp_path: Path) -> None:
     async def leave_early() -> list[int]:
         ids = []
-        async with kensho.open(store=tmp_path / "s", source=origin.url, root=root_of(origin)) as app:
+        async with kensho.open(store=tmp_path / "s", source=origin.url, root=origin.root) as app:
             async for token in app.generate("dialogue", QUESTION.question):
                 ids.append(token.id)
                 if len(ids) == 3:
@@ -88,9 +91,9 @@ def test_leaving_a_stream_early_and_closing_leave_no_process(origin: Origin, tmp
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.2, 0.6, 1.2, 2.5])
-def test_cancelling_at_any_moment_leaves_no_process(origin: Origin, tmp_path: Path, delay_s: float) -> None:
+def test_cancelling_at_any_moment_leaves_no_process(origin: Published, tmp_path: Path, delay_s: float) -> None:
     async def use() -> None:
-        async with kensho.open(store=tmp_path / "s", source=origin.url, root=root_of(origin)) as app:
+        async with kensho.open(store=tmp_path / "s", source=origin.url, root=origin.root) as app:
             while True:
                 async for _ in app.generate("dialogue", QUESTION.question):
                     pass
@@ -107,11 +110,12 @@ def test_cancelling_at_any_moment_leaves_no_process(origin: Origin, tmp_path: Pa
     assert children() == before
 
 
-def test_a_killed_program_leaves_no_process(origin: Origin, tmp_path: Path) -> None:
+def test_a_killed_program_leaves_no_process(origin: Published, tmp_path: Path) -> None:
     program = (
         "import asyncio, os, signal, sys, kensho, psutil\n"
         "async def main():\n"
-        f"    async with kensho.open(store={str(tmp_path / 's')!r}, source={origin.url!r}, root={root_of(origin)!r}) as app:\n"
+        f"    settings = dict(store={str(tmp_path / 's')!r}, source={origin.url!r}, root={origin.root!r})\n"
+        "    async with kensho.open(**settings) as app:\n"
         f"        async for token in app.generate('dialogue', {QUESTION.question!r}):\n"
         "            print(*[c.pid for c in psutil.Process().children(recursive=True)], flush=True)\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -124,7 +124,7 @@ class Deliveries:
     def status(self) -> Status:
         """From what the store recorded; hashes nothing."""
         if not self.has_store():
-            return Status("storage-missing", f"There is no store in {self._settings.store}. Run kensho init.")
+            return Status("storage-missing", f"There is no store in {self._settings.store}.")
         checks = self.store.state.checks()
         last = max(((at, kind) for kind, (at, _) in checks.items()), default=None)
         check = None if last is None else LastCheck(kind=last[1], at_wall_s=last[0])

@@ -63,7 +63,7 @@ def make_status(models: tuple[ModelStatus, ...], last_check: LastCheck | None, s
     damaged = [m.model for m in models if m.state == "damaged"]
     degraded = [m for m in models if m.state == "degraded"]
     if damaged:
-        return Status("damaged", f"Damaged: {', '.join(damaged)}. Run kensho repair.", models, last_check, source)
+        return Status("damaged", f"Damaged: {', '.join(damaged)}.", models, last_check, source)
     if degraded:
         why = "; ".join(f"{m.model}: {m.reason}" for m in degraded)
         return Status("degraded", f"Degraded, and working: {why}.", models, last_check, source)

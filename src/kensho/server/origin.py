@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from kensho.base.errors import ConfigError
+from kensho.base.errors import ConfigError, PortInUse
 
 _RANGE = re.compile(r"bytes=(?=-?\d)(\d{0,18})-(\d{0,18})\Z")
 _BLOCK_BYTES = 1 << 20
@@ -41,7 +41,7 @@ class Origin:
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             reason = "it is in use" if taken else os.strerror(error.errno or 0).lower()
-            raise ConfigError(
+            raise (PortInUse if taken else ConfigError)(
                 f"cannot serve on {host} port {port}: {reason}", advice="choose another port, or 0 for any free one"
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="origin", daemon=True)
