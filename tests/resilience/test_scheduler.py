@@ -63,13 +63,19 @@ class World:
 
 
 def in_world(
-    use: Any, *, canary: Canary | None = None, engines: int = 2, prepare: Any = None, **settings: Any
+    use: Any,
+    *,
+    canary: Canary | None = None,
+    engines: int = 2,
+    prepare: Any = None,
+    before_s: float = 1.0,
+    **settings: Any,
 ) -> World:
     async def main() -> None:
         if prepare:
             prepare(world)
         async with world.scheduler:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(before_s)
             await use(world)
         assert_nothing_is_left()
         assert not world.primary.is_alive
@@ -301,13 +307,27 @@ def test_an_unknown_canary_is_learned_once_and_then_proves_a_restarted_engine(st
     canary = Canary([9])
 
     async def use(world: World) -> None:
+        await asyncio.sleep(1.0)
         assert canary.is_known
         world.primary.inject(Fault("crash", 0), Fault("wrong", 0))
         await world.ask()
         await asyncio.sleep(1.0)
         assert world.scheduler.snapshot().circuits["primary"].mode is Mode.OPEN
 
-    in_world(use, canary=canary, standby=standby)
+    world = in_world(use, canary=canary, standby=standby)
+    assert world.standby.streams == (2 if standby == "hot" else 1)
+
+
+def test_learning_the_canary_never_stands_before_a_request() -> None:
+    async def use(world: World) -> None:
+        reading = asyncio.create_task(world.ask(sampling=Sampling(max_tokens=300)))
+        await asyncio.sleep(2.5)
+        assert world.primary.streams == 1
+        await reading
+        await asyncio.sleep(1.5)
+        assert world.primary.streams == 2
+
+    in_world(use, canary=Canary([9]), standby="on_demand", before_s=0.5)
 
 
 # --- admission ---

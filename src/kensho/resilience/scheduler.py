@@ -131,6 +131,7 @@ class Scheduler:
         )
         self._intake = Intake(settings.admission, model=model, slots=self._slots, clock=clock, emit=emit)
         self._preparing: asyncio.Task[None] | None = None
+        self._learning: asyncio.Task[None] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -141,8 +142,9 @@ class Scheduler:
         except BaseException:
             await self.close()
             raise
-        self._preparing = asyncio.create_task(self._prepare())
-        self._look()
+        if self._settings.standby == "hot":
+            self._preparing = asyncio.create_task(self._prepare())
+        self._look_timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -197,10 +199,11 @@ class Scheduler:
         self._intake.close(_closed(self._model))
         if self._look_timer:
             self._look_timer.cancel()
-        if self._preparing:
-            self._preparing.cancel()
-            await asyncio.gather(self._preparing, return_exceptions=True)
+        tasks = [task for task in (self._preparing, self._learning) if task]
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*(guard.close() for guard in self._guards))
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- engines ---
 
@@ -224,26 +227,34 @@ class Scheduler:
         raise EngineError(f"no engine of model {self._model!r} starts", advice=why.advice if why else "") from why
 
     async def _prepare(self) -> None:
-        """Bring up the hot standby, and learn the canary from whoever is up, the standby first: users have no wish of
-        it. A failure here is the circuit's to mend."""
-        for guard in reversed(self._guards):
-            is_wanted = guard.was_started or self._settings.standby == "hot"
-            permit = guard.admit() if is_wanted else None
+        """Bring up the hot standby. A failure is its circuit's to mend."""
+        for guard in self._guards:
+            permit = None if guard.was_started else guard.admit()
             if permit is None:
                 continue
             async with guard.lane:
                 try:
                     await guard.start()
-                    if not self._canary.is_known:
-                        await self._canary.learn(guard.engine)
-                except EngineError as error:
-                    guard.failed(permit, classify(error) or FailureClass.UNKNOWN)
+                except EngineError:
+                    guard.failed(permit, FailureClass.CRASH)
                 except BaseException:
                     guard.cancelled(permit)
                     raise
                 else:
                     guard.cancelled(permit)  # a load is no verdict
         self._pump()
+
+    async def _learn_canary(self, guard: Guard, permit: int) -> None:
+        try:
+            async with guard.lane:
+                await self._canary.learn(guard.engine)
+        except EngineError as error:
+            guard.failed(permit, classify(error) or FailureClass.UNKNOWN)
+        except BaseException:
+            guard.cancelled(permit)
+            raise
+        else:
+            guard.succeeded(permit)
 
     def _slots(self) -> int:
         """One stream for each engine that is loaded and admitted. At least one, so that with no engine a request is
@@ -316,8 +327,18 @@ class Scheduler:
         self._intake.pump()
 
     def _look(self) -> None:
-        """An engine that dies while nobody asks is mended before somebody does."""
+        """Now and then: an engine that died while nobody asks is mended before somebody does, and an unknown canary
+        is learned in a quiet moment, from the standby if it is up, since users have no wish of it."""
         self._pump()
+        if (
+            not self._canary.is_known
+            and self._intake.running == 0
+            and (self._learning is None or self._learning.done())
+        ):
+            up = [guard for guard in self._guards if guard.engine.is_alive and not guard.lane.locked()]
+            permit = up[-1].admit() if up else None
+            if permit is not None:
+                self._learning = asyncio.create_task(self._learn_canary(up[-1], permit))
         self._look_timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
     def _tell_finished(self, request: _Request, outcome: str) -> None:
