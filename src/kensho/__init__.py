@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 __all__ = ["open", "pull", "repair", "status", "verify"]
 
 
-def open(  # noqa: A001  # the contract's name
+def open(  # the contract's name
     *, store: str | Path | None = None, source: str | None = None, root: str | Path | None = None, **settings: object
 ) -> "Kensho":
     """The application on a store, for `async with` (or `with`, for its blocking calls).

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kensho.delivery.repair import RepairReport
     from kensho.delivery.store import InstalledModel
     from kensho.delivery.updater import PullReport
+    from kensho.runtime.frames import FaultKind
     from kensho.runtime.loaded_graph import LoadedGraph
 
 
@@ -142,6 +143,17 @@ class Kensho:
         """Process ids of a loaded model's engine hosts by engine name; None for one that is not running."""
         served = self._serving.served(model) if self._serving else None
         return {engine.name: engine.pid for engine in served.engines} if served else {}
+
+    def arm_fault(self, model: str, engine: str, kind: "FaultKind", *, times: int = 1) -> None:
+        """Let the next `times` requests to an engine of a loaded model meet a real failure (row S6): a rehearsal.
+
+        ConfigError unless the setting `allow_faults` is on, the model is loaded and has such an engine.
+        """
+        served = self._serving.served(model) if self._serving else None
+        hosts = {host.name: host for host in served.engines} if served else {}
+        if engine not in hosts:
+            raise ConfigError(f"model {model!r} has no loaded engine {engine!r}", advice="let it answer once first")
+        hosts[engine].arm_fault(kind, times)
 
     # --- the ends ---
 

@@ -77,9 +77,10 @@ class Stage:
     def log(self) -> Path:
         return self.settings.store / "logs" / "kensho.jsonl"
 
-    def open_app(self, *, standby: StandbyChoice = "on_demand") -> Kensho:
+    def open_app(self, *, standby: StandbyChoice = "on_demand", allow_faults: bool = False) -> Kensho:
         """The application on the stage's store; its events go to the log, to the bar and to `events`."""
-        return Kensho(replace(self.settings, standby=standby), clock=self.clock, listener=self._hear)
+        settings = replace(self.settings, standby=standby, allow_faults=allow_faults)
+        return Kensho(settings, clock=self.clock, listener=self._hear)
 
     def open_origin(self) -> str:
         """Serve the repository, on the same port as before; returns the URL."""
