@@ -2,10 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kensho.base.errors import KenshoError, NetworkNotAllowed, NotEnoughSpace, StorageError
 from kensho.base.events import ChunkRejected, ChunkRepaired
@@ -215,3 +219,77 @@ def test_a_repair_that_fails_at_any_step_leaves_old_or_new_and_the_next_one_work
         if not disk.is_reached:
             break
     assert at > 15
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["version", "blob"]), st.integers(0, 130_000), st.binary(min_size=1, max_size=30_000)
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_whatever_was_overwritten_a_repair_brings_back_the_published_bytes(
+    ram: Path, world: SimulatedRepository, spots: list[tuple[str, int, bytes]]
+) -> None:
+    client = Client(ram / "any", world)
+    client.pull(world.source())
+    [file] = [file for file in client.store.model("voice").files if file.path == NAME]
+    for place, offset, data in spots:
+        _spoil(_path(client) if place == "version" else client.store.blob_path(file.digest), offset, data)
+    source = world.source()
+    assert _repair(client, source).unrepaired == ()
+    assert client.content() == model_files(FIRST)
+    assert _verify(client, is_full=True).damaged == ()
+    client.store.close()
+
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+from kensho.base.clock import SystemClock
+from kensho.base.errors import StorageError
+from kensho.delivery.checker import verify
+from kensho.delivery.disk import RealDisk
+from kensho.delivery.store import Store
+store = Store.open(Path(sys.argv[1]), disk=RealDisk())
+report = verify(store, is_full=True, clock=SystemClock(), emit=lambda event: None)
+try:
+    with store.writing():
+        print("written")
+except StorageError as error:
+    print(store.is_read_only, report.files, len(report.damaged), bool(error.advice))
+"""
+
+
+@pytest.mark.real
+@pytest.mark.needs("unshare")
+def test_a_read_only_store_is_checked_and_refuses_to_be_changed(installed: Client) -> None:
+    root = installed.root
+    installed.store.close()
+    own = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    script = f'mount --bind {root} {root} && mount -o remount,bind,ro {root} && exec "$@"'
+    done = subprocess.run(
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            sys.executable,
+            "-c",
+            READ_ONLY,
+            root,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "3", "0", "True"], done.stderr

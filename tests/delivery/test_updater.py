@@ -1,5 +1,6 @@
 """Pulling: only what is missing travels, nothing wrong is visible, and what fails leaves the old version running."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kensho.base.errors import (
 from kensho.base.events import (
     ChunkRejected,
     DownloadProgress,
+    Event,
     FallbackActivated,
     ManifestAccepted,
     ManifestRejected,
@@ -332,3 +334,41 @@ def test_a_pinned_model_stays_at_its_version(
     assert [(r.version, r.state) for r in client.pull(grown.source(), models=()).models] == [("1.0", "current")]
     client.store.state.pin("voice", None)
     assert client.pull(grown.source(), models=()).models[0].version == "2.0"
+
+
+def test_a_store_that_lost_its_database_finds_its_blobs_again(client: Client, world: SimulatedRepository) -> None:
+    client.pull(world.source())
+    client.store.close()
+    for path in client.root.glob("state.db*"):
+        path.unlink()
+    again = Client(client.root, world)
+    assert again.store.installed() == []
+    source = world.source()
+    assert again.pull(source).models[0].state == "updated"
+    assert source.ranges == []
+    assert again.content() == model_files(FIRST)
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_an_interrupted_pull_leaves_no_thread_and_no_lock(
+    client: Client, world: SimulatedRepository, connections: int
+) -> None:
+    updater = client.updater(world.source(), connections=connections)
+    threads = threading.active_count()
+    count = 0
+
+    def press(event: Event) -> None:
+        nonlocal count
+        count += isinstance(event, DownloadProgress)
+        if count == 4:
+            count += 1
+            raise KeyboardInterrupt
+
+    updater._emit = press
+    with pytest.raises(KeyboardInterrupt):
+        updater.pull(["voice"])
+    assert threading.active_count() == threads
+    assert client.store.installed() == []
+    source = world.source()
+    assert client.pull(source).models[0].state == "updated"
+    assert sum(length for _, _, length in source.ranges) <= 100_000, "what had arrived is used"

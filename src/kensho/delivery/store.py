@@ -65,16 +65,18 @@ class Store:
 
     @classmethod
     def create(cls, root: Path, *, disk: Disk) -> Self:
-        """The store in `root`, made if it is not there yet. Can be killed and run again.
+        """The store in `root`, made if it is not there yet. Can be killed and run again. A store whose database was
+        lost gets an empty one; a pull then finds its blobs, hashes them, and fetches only what is not there.
 
         ConfigError if the folder has other things in it: a store must not be mixed with anything.
         """
         root = root.absolute()
         with storage_errors("make a store", root):
             make_folders(disk, root)
-            if disk.lstat(root / "format") is None:
-                foreign = set(disk.list_folder(root)) - {*FOLDERS, *FILES}
-                if foreign:
+            is_new = disk.lstat(root / "format") is None
+            if is_new or disk.lstat(root / "state.db") is None:
+                foreign = set(disk.list_folder(root)) - {*FOLDERS, *FILES, "lost+found"}
+                if is_new and foreign:
                     raise ConfigError(
                         f"{root} is not empty and is no store (it has {sorted(foreign)[0]!r})",
                         advice="name an empty or a new folder",
