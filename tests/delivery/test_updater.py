@@ -29,6 +29,7 @@ from kensho.base.ids import digest_of
 from kensho.delivery.layout import pack_path
 from kensho.delivery.manifest import dump_manifest
 from kensho.delivery.store import Store
+from kensho.delivery.transfer import ATTEMPTS, MAX_WRONG
 from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
 from kensho.testing.disk import FaultyDisk
 from kensho.testing.memory_source import Fault, MemorySource
@@ -110,7 +111,9 @@ def test_wrong_bytes_are_refused_blamed_and_fetched_from_another_source(
     assert client.pull(poisoned, honest).models[0].state == "updated"
     assert client.content() == model_files(FIRST)
     assert {event.source for event in client.of(ChunkRejected)} == {"poisoned"}
-    assert all(length < 25_000 for _, _, length in honest.ranges), "only the rejected chunks are asked for again"
+    [pack] = [data for path, data in honest.files.items() if path.startswith("packs/")]
+    assert sum(length for _, _, length in honest.ranges) == len(pack)
+    assert len(poisoned.ranges) == 1
 
 
 def test_wrong_bytes_from_everybody_end_the_pull_and_the_old_version_stays(
@@ -123,6 +126,26 @@ def test_wrong_bytes_from_everybody_end_the_pull_and_the_old_version_stays(
     assert (report.models[0].state, report.models[0].version) == ("failed", "1.0")
     assert isinstance(report.first_error, DigestMismatch)
     assert client.content() == model_files(FIRST)
+
+
+def test_a_chunk_that_is_wrong_once_costs_only_itself(client: Client, world: SimulatedRepository) -> None:
+    source = world.source()
+    source.faults["packs/*"] = Fault("corrupt", times=1)
+    assert client.pull(source).models[0].state == "updated"
+    again = source.ranges[1]
+    assert again[2] < 25_000
+    assert len(client.of(ChunkRejected)) == 1
+
+
+def test_a_source_of_nothing_but_wrong_bytes_is_not_downloaded_three_times(
+    client: Client, world: SimulatedRepository
+) -> None:
+    source = world.source()
+    for path in [path for path in source.files if path.startswith("packs/")]:
+        source.files[path] = bytes(len(source.files[path]))
+    report = client.pull(source)
+    assert isinstance(report.first_error, DigestMismatch)
+    assert len(client.of(ChunkRejected)) == MAX_WRONG * ATTEMPTS
 
 
 def test_a_cut_goes_on_from_the_byte_that_was_reached(client: Client, world: SimulatedRepository) -> None:

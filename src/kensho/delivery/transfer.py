@@ -1,8 +1,10 @@
 """Carry out a plan: copy and fetch chunks into staging, each verified before it touches the disk.
 
-Wrong bytes are not used: their source is blamed and the chunk is asked for again, apart, up to ATTEMPTS times, from
-whoever has the fewest faults. A transport failure (after all retries of the source) ends the fetching but not the
-copying; what arrived stays in staging. Nothing here decides what that means for the model: see `updater`, `checker`.
+Wrong bytes are not used: their source is blamed, the chunk is asked for again by itself, ATTEMPTS times in all, from
+whoever has the fewest faults, and so is the rest of the range. When nothing but wrong bytes came (a broken proxy, a
+poisoned mirror) MAX_WRONG such chunks end it, rather than three downloads of the whole model. A transport failure
+(after all retries of the source) ends the fetching but not the copying; what arrived stays in staging. Nothing here
+decides what that means for the model: see `updater`, `repair`.
 """
 
 from collections import deque
@@ -24,6 +26,10 @@ from kensho.delivery.store import Store
 
 ATTEMPTS = 3
 """A guess: the first answer, and two chances for a source (or its mirror) to do better."""
+
+
+MAX_WRONG = 4
+"""A guess."""
 
 
 class Blame(Protocol):
@@ -71,20 +77,13 @@ class Transfer:
         """
         self._plan, self._names = plan, names
         self._outcome = Outcome({}, set(), {})
-        self._rejected: list[Item] = []
+        self._accepted = self._wrong = 0
         self._done = plan.bytes_reuse - sum(copy.item.chunk.size_bytes * len(copy.item.slots) for copy in plan.copies)
         for file in plan.files:
             self._store.staging.prepare(file)
         self._progress(0)
         for_each(plan.copies, self._copy, threads=min(THREADS, self._connections))
         for_each(plan.fetches, self._fetch, threads=self._connections)
-        for _ in range(1, ATTEMPTS):
-            again, self._rejected = self._rejected, []
-            for item in again:
-                chunk = item.chunk
-                self._fetch(Fetch(chunk.pack, chunk.pack_offset, chunk.encoded_bytes, (item,)))
-        for item in self._rejected:
-            self._fail([item], self._wrong(item))
         return self._outcome
 
     # --- copies ---
@@ -115,11 +114,11 @@ class Transfer:
 
     def _fetch(self, fetch: Fetch) -> None:
         waiting = deque(fetch.items)
-        if self._down or self._source is None:
-            self._fail(waiting, self._down or TransportError("there is no source", advice="name one"))
-            return
         try:
-            self._stream(self._source, fetch, waiting)
+            while waiting and not self._is_halted:
+                rejected = self._stream(waiting)
+                if rejected:
+                    self._ask_again(rejected)
         except NotFoundAtSource as error:
             self._fail(waiting, error)
         except TransportError as error:
@@ -129,39 +128,65 @@ class Transfer:
             self._is_halted = True  # the other threads stop at their next piece
             raise
 
-    def _stream(self, source: Source, fetch: Fetch, waiting: deque[Item]) -> None:
-        """Takes each item off `waiting` as soon as its last byte is here."""
-        buffer, start = bytearray(), fetch.offset
-        with closing(source.read_range(pack_path(fetch.pack), fetch.offset, fetch.length)) as pieces:  # type: ignore[type-var]
+    def _ask_again(self, item: Item) -> None:
+        """By itself, and from another source if there is one."""
+        for _ in range(1, ATTEMPTS):
+            waiting = deque([item])
+            try:
+                if self._stream(waiting) is None:
+                    return
+            except TransportError as error:
+                self._fail([item], error)
+                raise
+        slot = item.slots[0]
+        wrong = DigestMismatch(
+            f"chunk {slot.index} of {self._names.get(slot.file, 'a file')} came wrong {ATTEMPTS} times",
+            advice="try again later or from another source; nothing wrong was used",
+            digest=item.chunk.digest,
+        )
+        self._fail([item], wrong)
+        with self._lock:
+            self._wrong += 1
+            if self._wrong >= MAX_WRONG and not self._accepted:
+                self._down = wrong
+
+    def _stream(self, waiting: deque[Item]) -> Item | None:
+        """One request for all that is waiting, from the first to the last. Takes each item off as soon as its last byte
+        is here; stops at one that is wrong, and returns it."""
+        if self._down or self._source is None:
+            raise self._down or TransportError("there is no source", advice="name one")
+        first, last = waiting[0].chunk, waiting[-1].chunk
+        buffer, start = bytearray(), first.pack_offset
+        length = last.pack_offset + last.encoded_bytes - start
+        with closing(self._source.read_range(pack_path(first.pack), start, length)) as pieces:  # type: ignore[type-var]
             for piece in pieces:
                 buffer += piece
                 while waiting and waiting[0].chunk.pack_offset + waiting[0].chunk.encoded_bytes <= start + len(buffer):
                     item = waiting.popleft()
-                    first = item.chunk.pack_offset - start
-                    last = first + item.chunk.encoded_bytes
-                    self._accept(item, bytes(memoryview(buffer)[first:last]))
-                    del buffer[:last]
-                    start += last
+                    at = item.chunk.pack_offset - start
+                    end = at + item.chunk.encoded_bytes
+                    if not self._accept(item, bytes(memoryview(buffer)[at:end])):
+                        return item
+                    del buffer[:end]
+                    start += end
                 if self._is_halted:
-                    return
+                    return None
+        return None
 
-    def _accept(self, item: Item, encoded: bytes) -> None:
+    def _accept(self, item: Item, encoded: bytes) -> bool:
         from kensho.delivery.packs import decode_chunk
 
         try:
             data = decode_chunk(encoded, item.chunk)
         except DigestMismatch:
             culprit = self._blame.blame() if self._blame else "the source"
-            slot = item.slots[0]
-            self._emit(
-                ChunkRejected(
-                    source=culprit, path=self._names.get(slot.file, ""), chunk=slot.index, digest=item.chunk.digest
-                )
-            )
-            with self._lock:
-                self._rejected.append(item)
-            return
+            slot, digest = item.slots[0], item.chunk.digest
+            path = self._names.get(slot.file, "")
+            self._emit(ChunkRejected(source=culprit, path=path, chunk=slot.index, digest=digest))
+            return False
+        self._accepted += 1
         self._store_chunk(item, data, self._blame.served_by() if self._blame else "")
+        return True
 
     # --- both ---
 
@@ -181,11 +206,3 @@ class Transfer:
         with self._lock:
             for item in items:
                 self._outcome.failed[item.chunk.digest] = error
-
-    def _wrong(self, item: Item) -> DigestMismatch:
-        slot = item.slots[0]
-        return DigestMismatch(
-            f"chunk {slot.index} of {self._names.get(slot.file, 'a file')} came wrong {ATTEMPTS} times",
-            advice="try again later or from another source; nothing wrong was used",
-            digest=item.chunk.digest,
-        )
