@@ -171,6 +171,8 @@ class Transfer:
                     start += end
                 if self._is_halted:
                     return None
+        if waiting:
+            raise TransportError(f"{self._source.name} ended a range too early", advice="try again later")
         return None
 
     def _accept(self, item: Item, encoded: bytes) -> bool:
