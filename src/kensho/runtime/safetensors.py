@@ -9,15 +9,15 @@ Anything odd is a ModelError that names the file.
     tensors["model.norm.weight"].shape
 """
 
-import json
 import os
 import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NoReturn, TypeGuard, cast
+from typing import TypeGuard, cast
 
 from kensho.base.errors import ModelError
+from kensho.base.safetensors import TableEntry, parse_object, parse_table_entries, refuse
 
 WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -60,7 +60,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     for shard in sorted(set(shards.values())):
         tensors |= {name: tensor for name, tensor in _read_file(folder, shard).items() if shards.get(name) == shard}
     if absent := sorted(set(shards) - set(tensors)):
-        _refuse(SHARD_INDEX, f"it names {absent[0]!r}, which its shard does not hold")
+        refuse(SHARD_INDEX, f"it names {absent[0]!r}, which its shard does not hold")
     return tensors
 
 
@@ -69,16 +69,14 @@ def parse_table(header: bytes, data_bytes: int, *, file: str, data_offset: int) 
 
     `data_bytes` is what follows the header in the file, `data_offset` where that begins.
     """
-    table = _parse_object(header, file)
-    table.pop("__metadata__", None)
-    tensors = [_parse_entry(name, entry, file, data_offset) for name, entry in table.items()]
+    tensors = [_check_entry(entry, file, data_offset) for entry in parse_table_entries(header, file=file)]
     end = data_offset
-    for tensor in sorted(tensors, key=lambda t: (t.offset, t.size_bytes)):
+    for tensor in tensors:
         if tensor.offset < end:
-            _refuse(file, f"tensor {tensor.name[:80]!r} overlaps another")
+            refuse(file, f"tensor {tensor.name[:80]!r} overlaps another")
         end = tensor.offset + tensor.size_bytes
     if end > data_offset + data_bytes:
-        _refuse(file, f"it is truncated: {end - data_offset - data_bytes} bytes of tensors are missing")
+        refuse(file, f"it is truncated: {end - data_offset - data_bytes} bytes of tensors are missing")
     return {tensor.name: tensor for tensor in tensors}
 
 
@@ -88,10 +86,10 @@ def _read_file(folder: Path, file: str) -> dict[str, Tensor]:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             if len(prefix) < 8:
-                _refuse(file, "it is truncated: shorter than 8 bytes")
+                refuse(file, "it is truncated: shorter than 8 bytes")
             (length,) = struct.unpack("<Q", prefix)
             if length > min(MAX_HEADER_BYTES, size - 8):
-                _refuse(file, f"its table of {length} bytes is longer than the file or than {MAX_HEADER_BYTES} bytes")
+                refuse(file, f"its table of {length} bytes is longer than the file or than {MAX_HEADER_BYTES} bytes")
             header = stream.read(length)
     except OSError as error:
         raise ModelError(
@@ -107,56 +105,29 @@ def _read_shard_index(path: Path) -> dict[str, str]:
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read ({error.strerror})", advice="check its permissions") from error
     if len(data) > MAX_HEADER_BYTES:
-        _refuse(path.name, f"it is longer than {MAX_HEADER_BYTES} bytes")
-    shards = _parse_object(data, path.name).get("weight_map")
+        refuse(path.name, f"it is longer than {MAX_HEADER_BYTES} bytes")
+    shards = parse_object(data, path.name).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        _refuse(path.name, "it has no weight_map")
+        refuse(path.name, "it has no weight_map")
     for shard in set(map(str, shards.values())):
         # A shard is a file beside its index: a separator or `..` would read outside the verified folder.
         if not shard.endswith(".safetensors") or "/" in shard or "\\" in shard or shard.startswith("."):
-            _refuse(path.name, f"shard name {shard[:80]!r} is not a plain file name")
+            refuse(path.name, f"shard name {shard[:80]!r} is not a plain file name")
     if len(set(shards.values())) > MAX_SHARDS:
-        _refuse(path.name, f"it names more than {MAX_SHARDS} shards")
+        refuse(path.name, f"it names more than {MAX_SHARDS} shards")
     return cast("dict[str, str]", shards)
 
 
-def _parse_object(data: bytes, file: str) -> dict[str, object]:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return result
-
-    try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{file}: its table is not valid JSON ({str(error)[:120]})", advice="download or export the model again"
-        ) from error
-    if not isinstance(document, dict):
-        _refuse(file, "its table is not a JSON object")
-    return cast("dict[str, object]", document)
-
-
-def _parse_entry(name: str, entry: object, file: str, data_offset: int) -> Tensor:
-    if not isinstance(entry, dict):
-        _refuse(file, f"tensor {name[:80]!r} has no description")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+def _check_entry(entry: TableEntry, file: str, data_offset: int) -> Tensor:
+    name, dtype, shape = entry.name, entry.dtype, entry.shape
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        _refuse(file, f"tensor {name[:80]!r} has the unknown type {str(dtype)[:20]!r}")
+        refuse(file, f"tensor {name[:80]!r} has the unknown type {str(dtype)[:20]!r}")
     if not _are_sizes(shape) or len(shape) > MAX_DIMS:
-        _refuse(file, f"tensor {name[:80]!r} has an impossible shape")
-    if not _are_sizes(offsets) or len(offsets) != 2:
-        _refuse(file, f"tensor {name[:80]!r} has impossible offsets")
-    begin, end = offsets
-    if end - begin != prod(shape) * ITEM_BYTES[dtype]:
-        _refuse(file, f"tensor {name[:80]!r}: its shape and its bytes do not fit together")
-    return Tensor(name, dtype, tuple(shape), file, data_offset + begin, end - begin)
+        refuse(file, f"tensor {name[:80]!r} has an impossible shape")
+    if entry.end - entry.begin != prod(shape) * ITEM_BYTES[dtype]:
+        refuse(file, f"tensor {name[:80]!r}: its shape and its bytes do not fit together")
+    return Tensor(name, dtype, tuple(shape), file, data_offset + entry.begin, entry.end - entry.begin)
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**48 for item in value)
-
-
-def _refuse(file: str, why: str) -> NoReturn:
-    raise ModelError(f"{file} is not a usable safetensors file: {why}", advice="download or export the model again")
