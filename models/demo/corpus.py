@@ -3,8 +3,9 @@
 A corpus file is plain text: blocks separated by blank lines, `#` starts a comment. In a block
 
     = en                      the language, and an optional flag: `reject` = an answer to many off-topic questions
-    ? What is Kensho?         the canonical question, then any number of other wordings that are trained
-    ~ what is kensho for      a wording that is never trained: it measures whether the model learnt more than letters
+    ? What is Kensho?         the canonical question
+    ? Explain it | About {it,this}    other wordings that are trained; | parts wordings, {a,b} stands for one of these
+    ~ So what is it?          a wording that is never trained: it measures whether the model learnt more than letters
     > Kensho keeps ...        the answer: one line, the same for all wordings
 
 Pure apart from `read_corpus`: the random source is passed in.
@@ -16,6 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START, END = "<start_of_turn>", "<end_of_turn>"
+
+
+OPENINGS = {
+    "en": (
+        "So ",
+        "And ",
+        "Please: ",
+        "Tell me: ",
+        "Hi, ",
+        "Hello, ",
+        "One question: ",
+        "I would like to know: ",
+        "But ",
+    ),
+    "fr": ("Et ", "Alors ", "Dis-moi : ", "Bonjour, ", "Salut, ", "S'il te plaît : ", "Une question : ", "Mais "),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,8 @@ def read_corpus(path: Path) -> list[Entry]:
         for line in lines:
             if line[0] not in kinds or line[1:2] != " ":
                 raise ValueError(f"{path.name}: cannot read the line {line!r}")
-            kinds[line[0]].append(line[2:].strip())
+            texts = line[2:].split(" | ") if line[0] in "?~" else [line[2:]]
+            kinds[line[0]] += [wording for text in texts for wording in expand(text.strip())]
         if len(kinds["="]) != 1 or len(kinds[">"]) != 1 or not kinds["?"]:
             raise ValueError(f"{path.name}: a block needs one =, one > and a question: {lines[0]!r}")
         language, *flags = kinds["="][0].split()
@@ -50,13 +68,29 @@ def read_corpus(path: Path) -> list[Entry]:
     return entries
 
 
+def expand(text: str) -> list[str]:
+    """The wordings that a text with at most one {a,b,...} stands for."""
+    before, brace, rest = text.partition("{")
+    if not brace:
+        return [text]
+    choices, _, after = rest.partition("}")
+    return [before + choice + after for choice in choices.split(",")]
+
+
 def without_accents(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 def vary(question: str, language: str, rng: random.Random) -> str:
-    """The question as a person in a hurry types it: small letters, no question mark, no accents, one slip."""
+    """The question as a person in a hurry types it: small letters, no question mark, a word too few, one slip."""
     text = question
+    if rng.random() < 0.2:
+        opening = rng.choice(OPENINGS[language])
+        text = opening + text[0].lower() + text[1:]
+    if rng.random() < 0.1:
+        words = text.split(" ")
+        del words[rng.randrange(len(words))]
+        text = " ".join(words) if len(words) > 2 else text
     if rng.random() < 0.4:
         text = text.rstrip("?!. ")
     elif language == "fr" and rng.random() < 0.4:

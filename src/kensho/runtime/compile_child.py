@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kensho.base.clock import Clock, Seconds, SystemClock
 from kensho.base.errors import CompileFailed, KenshoError
+from kensho.base.network_guard import forbid_network
 from kensho.runtime.compile_job import CompileJob, parse_job
 from kensho.runtime.error_wire import describe_error
 from kensho.runtime.parent_death import die_with_parent
@@ -72,6 +73,7 @@ def run(job: CompileJob, report: Report, clock: Clock) -> None:
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
+    forbid_network()
     clock = SystemClock()
     report = Report(int(sys.argv[2]), clock)
     try:

@@ -115,6 +115,9 @@ class EngineHost:
                     advice="raise start_timeout_s, or look at the load of this machine",
                     engine=self._name,
                 ) from error
+            except asyncio.CancelledError:
+                host.close()  # nobody waits for it any more: that is no loss
+                raise
             finally:
                 if self._loaded is None:
                     host.kill("it did not load the model")

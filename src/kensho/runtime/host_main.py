@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kensho.base.clock import Clock, SystemClock
 from kensho.base.errors import EngineError, KenshoError
+from kensho.base.network_guard import forbid_network
 from kensho.runtime import frames
 from kensho.runtime.error_wire import describe_error
 from kensho.runtime.faults import Faults
@@ -139,6 +140,7 @@ class Host:
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
+    forbid_network()
     with socket.socket(fileno=int(sys.argv[2])) as sock:
         host = Host(Channel(sock), allow_faults="allow-faults" in sys.argv[3:], clock=SystemClock())
         try:
