@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kensho.base.clock import Clock
-from kensho.base.errors import CompileFailed
+from kensho.base.errors import CompileFailed, EngineError
 from kensho.base.events import Emit
 from kensho.delivery.store import InstalledModel
 from kensho.resilience.circuit import BreakerSettings
@@ -104,7 +104,17 @@ class Serving:
         self._loader.close()
 
     async def _open(self, installed: InstalledModel) -> ServedModel:
+        """Load the model. A graph from the cache that no engine can start with is dropped, and made anew once (R7)."""
         graph = await self._load_graph(installed)
+        try:
+            return await self._start(installed, graph)
+        except EngineError as error:
+            if graph.source != "disk":
+                raise
+            await self._loader.invalidate(graph, f"no engine starts with it: {error.message}")
+        return await self._start(installed, await self._load_graph(installed))
+
+    async def _start(self, installed: InstalledModel, graph: LoadedGraph) -> ServedModel:
         try:
             codec = await asyncio.to_thread(TextCodec.load, installed.folder)
             primary, standby = self._engine("primary", graph), self._engine("standby", graph)
