@@ -40,7 +40,7 @@ check: setup-dev  ## format, lint, import rules, types, fast tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/lint-imports --no-logo >.import-rules.log 2>&1 || { cat .import-rules.log; exit 1; }
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m pytest -m "not real" -p no:randomly
+	@$(BIN)/python -m pytest -m "not real" -n 2
 
 dist: setup-dev  ## build a wheel and prove that it runs `kensho demo` with no checkout
 	@rm -rf dist
