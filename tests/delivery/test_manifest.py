@@ -38,6 +38,8 @@ MANIFEST = Manifest(
     is_required=True,
     fallback_model=None,
     files=(entry(), entry("config.json", fallback="model.safetensors")),
+    rollout_percent=10,
+    rollout_salt="voice/1.0",
 )
 
 
@@ -57,6 +59,7 @@ def test_the_json_has_the_prototypes_names() -> None:
     assert {"version", "minClientVersion", "timestamp", "files", "changelog"} <= value.keys()
     assert {"path", "sha256", "size", "version", "required", "fallback"} <= value["files"][0].keys()
     assert value["format"] == 1
+    assert value["rollout"] == {"percent": 10, "salt": "voice/1.0"}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,14 @@ def test_the_json_has_the_prototypes_names() -> None:
         lambda m: m.update(changelog=None),
         lambda m: m.update(required=1),
         lambda m: m.update(fallbackModel="a/b"),
+        lambda m: m.update(rollout=100),
+        lambda m: m.pop("rollout"),
+        lambda m: m["rollout"].update(percent=101),
+        lambda m: m["rollout"].update(percent=-1),
+        lambda m: m["rollout"].update(percent=True),
+        lambda m: m["rollout"].update(salt=None),
+        lambda m: m["rollout"].update(salt="x" * 257),
+        lambda m: m["rollout"].update(more=1),
         lambda m: m.update(files=[]),
         lambda m: m.update(files={}),
         lambda m: m.update(files=[1]),

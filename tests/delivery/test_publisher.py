@@ -160,6 +160,17 @@ def test_the_same_version_is_never_published_twice(keys: Path, ram: Path) -> Non
     assert bytes_in(repo) == before
 
 
+def test_a_staged_roll_out_is_signed_with_a_line_of_its_own_for_each_release(keys: Path, ram: Path) -> None:
+    source, repo = write_model(ram / "m"), ram / "repo"
+    put(source, repo, keys, "1.0")
+    put(source, repo, keys, "1.1", rollout_percent=10)
+    found = [manifest_of(repo, keys, version) for version in ("1.0", "1.1")]
+    assert [(m.rollout_percent, m.rollout_salt) for m in found] == [(100, "voice/1.0"), (10, "voice/1.1")]
+    for odd in (-1, 101):
+        with pytest.raises(ConfigError, match="percent"):
+            put(source, repo, keys, "1.2", rollout_percent=odd)
+
+
 def test_a_truncated_file_is_refused_before_anything_is_written(keys: Path, ram: Path) -> None:
     source = write_model(ram / "m")
     path = source / "model.safetensors"

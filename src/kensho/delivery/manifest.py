@@ -45,6 +45,8 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_CHANGELOG_BYTES = 16 << 10
 MAX_FILE_BYTES = MAX_CHUNKS * MAX_CHUNK_BYTES
 MAX_RELEASE = 2**31 - 1
+MAX_SALT_BYTES = 256
+"""Two names and what joins them, twice over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,10 @@ class Manifest:
     is_required: bool
     fallback_model: str | None
     files: tuple[FileEntry, ...]
+    rollout_percent: int = 100
+    """Share of the machines that get this release (`rollout`): 0 to 100."""
+    rollout_salt: str = ""
+    """What orders the machines for it."""
 
     @property
     def size_bytes(self) -> int:
@@ -95,6 +101,7 @@ def parse_manifest(data: bytes) -> Manifest:
     value = parse(data, what="the manifest", max_bytes=MAX_MANIFEST_BYTES)
     _check_format(value)
     fields = Fields(value, "the manifest", _MANIFEST_KEYS)
+    rollout = Fields(fields.value("rollout"), "the roll-out of the manifest", _ROLLOUT_KEYS)
     manifest = Manifest(
         model=_name(fields, "model"),
         version=_name(fields, "version"),
@@ -105,6 +112,8 @@ def parse_manifest(data: bytes) -> Manifest:
         is_required=fields.flag("required"),
         fallback_model=_optional_name(fields, "fallbackModel"),
         files=tuple(_parse_file(item) for item in fields.items("files", low=1, high=MAX_FILES)),
+        rollout_percent=rollout.integer("percent", low=0, high=100),
+        rollout_salt=rollout.text("salt", max_bytes=MAX_SALT_BYTES),
     )
     check_file_paths([file.path for file in manifest.files])
     _check_fallbacks(manifest)
@@ -124,6 +133,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "changelog": manifest.changelog,
             "required": manifest.is_required,
             "fallbackModel": manifest.fallback_model,
+            "rollout": {"percent": manifest.rollout_percent, "salt": manifest.rollout_salt},
             "files": [
                 {
                     "path": file.path,
@@ -173,8 +183,9 @@ def check_client_version(manifest: Manifest, client_version: str) -> None:
 
 _MANIFEST_KEYS = {
     "format", "model", "version", "release", "minClientVersion", "timestamp",
-    "changelog", "required", "fallbackModel", "files",
+    "changelog", "required", "fallbackModel", "rollout", "files",
 }  # fmt: skip
+_ROLLOUT_KEYS = {"percent", "salt"}
 _FILE_KEYS = {"path", "size", "sha256", "version", "required", "fallback", "chunks"}
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")

@@ -56,6 +56,7 @@ def publish(
     fallback_model: str | None = None,
     changelog: str = "",
     min_client: str = "0.1.0",
+    rollout_percent: int = 100,
     expires_days: int | None = None,
     now: datetime,
     emit: Emit,
@@ -72,6 +73,7 @@ def publish(
     """
     disk = disk or RealDisk()
     _check_terms(model, version, fallback_model, changelog, min_client)
+    _check_rollout(rollout_percent)
     validity = validity_of(expires_days)
     cuts = [measure(disk, file) for file in list_model_files(source)]
     with repository_lock(disk, repo):
@@ -103,6 +105,8 @@ def publish(
             is_required=is_required,
             fallback_model=fallback_model,
             files=tuple(entries),
+            rollout_percent=rollout_percent,
+            rollout_salt=f"{model}/{version}",
         )
         data = dump_manifest(manifest)
         parse_manifest(data)  # what clients would refuse is never signed
@@ -139,6 +143,11 @@ def _check_terms(model: str, version: str, fallback_model: str | None, changelog
         raise ConfigError("the changelog is too long", advice=f"keep it under {MAX_CHANGELOG_BYTES} bytes")
     if not is_client_version(min_client):
         raise ConfigError(f"{min_client!r} is not a client version", advice="give up to four numbers, such as 0.1.0")
+
+
+def _check_rollout(percent: int) -> None:
+    if not 0 <= percent <= 100:
+        raise ConfigError(f"a roll-out to {percent} percent is not possible", advice="give 0 to 100")
 
 
 @dataclass(frozen=True, slots=True)

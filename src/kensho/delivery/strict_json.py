@@ -58,6 +58,10 @@ class Fields:
         self._values: dict[str, object] = value
         self._what = what
 
+    def value(self, name: str) -> object:
+        """Whatever it is: to be taken apart by `Fields` of its own."""
+        return self._values[name]
+
     def text(self, name: str, *, max_bytes: int) -> str:
         """A string of at most `max_bytes` in UTF-8 (so without lone surrogates)."""
         value = self._values[name]

@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fallback", metavar="NAME", help="model that answers when this one cannot be had")
     parser.add_argument("--changelog", metavar="TEXT", default="")
     parser.add_argument("--min-client", metavar="V", default="0.1.0", help="oldest Kensho that can use this release")
+    parser.add_argument(
+        "--rollout", metavar="PERCENT", type=int, default=100, help="share of the machines that get it (default 100)"
+    )
     parser.add_argument("--expires", metavar="DAYS", type=int, help="days until the metadata must be renewed")
 
 
@@ -36,6 +39,7 @@ def run(context: Context) -> Result:
             fallback_model=args.fallback,
             changelog=args.changelog,
             min_client=args.min_client,
+            rollout_percent=args.rollout,
             expires_days=args.expires,
             now=app.now(),
             progress=lambda done, total: output.progress(f"publish {args.model}", done, total, "bytes"),
