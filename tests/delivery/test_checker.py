@@ -8,7 +8,7 @@ import pytest
 
 from kensho.base.errors import NotInstalled
 from kensho.base.events import CheckFinished, ChunkCorrupt
-from kensho.delivery.checker import Damage, VerifyReport, check_model, verify
+from kensho.delivery.checker import Damage, VerifyReport, check_model, look, verify
 from kensho.delivery.installed import EXPIRY_S
 from kensho.testing.client import FIRST, Client, model_files
 from kensho.testing.disk import FaultyDisk
@@ -180,3 +180,25 @@ def test_checking_opens_no_connection_and_changes_no_file(installed: Client, mon
     before = {path: path.read_bytes() for path in (installed.root / "blobs").iterdir()}
     _verify(installed, is_full=True)
     assert {path: path.read_bytes() for path in (installed.root / "blobs").iterdir()} == before
+
+
+def test_looking_leaves_no_trace_and_sees_what_quick_sees(installed: Client) -> None:
+    def trace() -> object:
+        return installed.store.state.records(), installed.store.state.checks(), list(installed.events)
+
+    installed.clock.sleep(EXPIRY_S + 1)  # a record that is only old needs no hashing to look
+    before = trace()
+    installed.store.disk = _Unreadable(_path(installed).stat().st_ino)
+    assert look(installed.store, clock=installed.clock) == ()
+    assert trace() == before
+    installed.store.disk = FaultyDisk()
+    spoil(_path(installed), 50_000)
+    seen = look(installed.store, clock=installed.clock)
+    assert trace() == before
+    assert seen == _verify(installed).damaged
+
+
+class _Unreadable(_BadSector):
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        assert os.fstat(fd).st_ino != self._inode, "it was hashed"
+        return super(_BadSector, self).read_into(fd, buffer, offset)

@@ -8,7 +8,7 @@ import pytest
 from kensho.base.errors import StorageError
 from kensho.base.ids import digest_of
 from kensho.delivery import state as state_module
-from kensho.delivery.installed import InstalledFile, ModelRow, Record, Release
+from kensho.delivery.installed import InstalledFile, ModelRow, Record, Release, Shortfall
 from kensho.delivery.state import State
 
 FILE = InstalledFile("a.bin", 3, digest_of(b"abc"), digest_of(b"list"), 1, True, digest_of(b"abc"), None)
@@ -81,6 +81,28 @@ def test_history_is_bounded(state: State, monkeypatch: pytest.MonkeyPatch) -> No
     for at in range(10):
         state.note({FILE.digest: "quick"}, "verified", now=float(at))
     assert [entry.at for entry in state.history(FILE.digest)] == [9.0, 8.0, 7.0]
+
+
+def test_records_are_bounded_and_the_longest_unverified_are_dropped_first(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_module, "MAX_RECORDS", 3)
+    for inode in range(6):
+        state.put_records([replace(RECORD, inode=inode, verified_at=float(inode))])
+    state.put_records([replace(RECORD, inode=3, verified_at=9.0)])  # verified again: young again
+    state.finish_check("quick", good=[replace(RECORD, inode=9, verified_at=8.0)], bad=[], damaged=0, now=9.0)
+    assert {record.inode for record in state.records().values()} == {3, 5, 9}
+
+
+def test_a_shortfall_is_kept_with_the_install_and_ends_with_a_whole_one(state: State) -> None:
+    lacking = Shortfall("m", "1", 5.0, "a.bin: not found", "the next pull", "small")
+    state.install(FIRST, [], now=5.0, shortfall=lacking)
+    assert state.shortfalls() == {"m": lacking}
+    state.put_shortfall(replace(lacking, model="other", fallback_model=None))
+    state.install(FIRST, [], now=6.0)
+    assert set(state.shortfalls()) == {"other"}
+    state.end_shortfall("other")
+    assert state.shortfalls() == {}
 
 
 def test_an_open_reader_sees_the_old_state_until_the_commit(state: State, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@
     load    the same for the one version that is about to be used: the check before each start
     full    every byte is hashed
 
+The fourth grade, every byte bit by bit in the background, is `scrub`. `look` is quick's eyes without its pen.
+
 A file is looked at under both its names, `versions/...` (what an engine opens) and `blobs/...`; hard links are one file
 and are hashed once. What is hashed and right gets a record; what is damaged loses it, so that the next quick check
 finds it too. Mending is `repair`'s job. Neither tuf nor an HTTP library is imported here: this is the start path.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from errno import EIO
@@ -78,6 +81,16 @@ def check_version(store: Store, model: str, version: str, *, clock: Clock, emit:
     return _check(store, [store.release(model, version)], "load", clock=clock, emit=emit)
 
 
+def look(store: Store, *, clock: Clock) -> tuple[Damage, ...]:
+    """What a quick check would find, leaving no trace: no record, no event, no "last check". For `status`.
+
+    A record that has merely expired is believed here, so that looking stays cheap: only a file whose stat is not that
+    of its record is hashed, and each time anew, until a real check settles it.
+    """
+    run = _Run(store, "quick", clock.wall_s(), store.state.records(), believes_old=True)
+    return _examine(run, store.state.releases(), lambda event: None).damaged
+
+
 @dataclass(slots=True)
 class _Finding:
     """What was found out about one inode."""
@@ -92,15 +105,49 @@ class _Run:
     kind: CheckKind
     now: Seconds
     known: dict[tuple[int, int], Record]
+    believes_old: bool = False
+    """A record is believed whatever its age."""
     seen: dict[tuple[int, int, Digest], _Finding] = field(default_factory=dict)
     good: list[Record] = field(default_factory=list)
     bad: set[tuple[int, int]] = field(default_factory=set)
     bytes_hashed: int = 0
 
+    def is_vouched(self, digest: Digest, found: os.stat_result) -> bool:
+        record = self.known.get((found.st_dev, found.st_ino))
+        if self.kind == "full" or record is None:
+            return False
+        return record.vouches_for(digest, found, now=record.verified_at if self.believes_old else self.now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    files: int
+    chunks: int
+    damaged: tuple[Damage, ...]
+    damaged_chunks: int
+    """Those that several versions share count once."""
+
 
 def _check(store: Store, releases: Iterable[Release], kind: CheckKind, *, clock: Clock, emit: Emit) -> VerifyReport:
     start_s = clock.monotonic_s()
     run = _Run(store, kind, clock.wall_s(), store.state.records())
+    found = _examine(run, releases, emit)
+    if not store.is_read_only:
+        store.state.finish_check(kind, good=run.good, bad=run.bad, damaged=len(found.damaged), now=run.now)
+    seconds = clock.monotonic_s() - start_s
+    emit(
+        CheckFinished(
+            kind=kind,
+            files=found.files,
+            bytes_hashed=run.bytes_hashed,
+            damaged_chunks=found.damaged_chunks,
+            seconds=seconds,
+        )
+    )
+    return VerifyReport(kind, found.files, found.chunks, run.bytes_hashed, found.damaged, seconds)
+
+
+def _examine(run: _Run, releases: Iterable[Release], emit: Emit) -> _Examined:
     files = chunks = 0
     damaged: list[Damage] = []
     reported: set[tuple[Digest, int]] = set()
@@ -114,21 +161,9 @@ def _check(store: Store, releases: Iterable[Release], kind: CheckKind, *, clock:
             if found:
                 damaged.append(found)
                 _report(found, reported, emit)
-        if kind != "load":
+        if run.kind != "load":
             damaged.extend(_check_documents(run, release))
-    if not store.is_read_only:
-        store.state.finish_check(kind, good=run.good, bad=run.bad, damaged=len(damaged), now=run.now)
-    seconds = clock.monotonic_s() - start_s
-    emit(
-        CheckFinished(
-            kind=kind,
-            files=files,
-            bytes_hashed=run.bytes_hashed,
-            damaged_chunks=len(reported),
-            seconds=seconds,
-        )
-    )
-    return VerifyReport(kind, files, chunks, run.bytes_hashed, tuple(damaged), seconds)
+    return _Examined(files, chunks, tuple(damaged), len(reported))
 
 
 def _report(found: Damage, reported: set[tuple[Digest, int]], emit: Emit) -> None:
@@ -163,11 +198,7 @@ def _look(run: _Run, name: str, file: InstalledFile) -> _Finding | None:
             return None
         key = (found.st_dev, found.st_ino, file.digest)
         if key not in run.seen:
-            record = run.known.get(key[:2])
-            if run.kind != "full" and record and record.vouches_for(file.digest, found, now=run.now):
-                run.seen[key] = _Finding(None)
-            else:
-                run.seen[key] = _hash(run, name, file)
+            run.seen[key] = _Finding(None) if run.is_vouched(file.digest, found) else _hash(run, name, file)
     return run.seen[key]
 
 
@@ -226,8 +257,7 @@ def _is_document_right(run: _Run, digest: Digest) -> bool:
         found = disk.lstat(path)
     if found is None or not S_ISREG(found.st_mode):
         return False
-    record = run.known.get((found.st_dev, found.st_ino))
-    if run.kind != "full" and record and record.vouches_for(digest, found, now=run.now):
+    if run.is_vouched(digest, found):
         return True
     try:
         run.store.document(digest, max_bytes=MAX_LIST_BYTES)

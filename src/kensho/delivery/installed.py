@@ -58,6 +58,22 @@ class ModelRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A model is not as its publisher meant it on this machine (row D8): files are missing, or all of it is."""
+
+    model: str
+    version: str
+    """The release that could not be had in full."""
+    since: Seconds
+    """When it was first so; later attempts that end the same do not change it."""
+    reason: str
+    ends: str
+    """What would end it, in words."""
+    fallback_model: str | None = None
+    """The model that its publisher named to answer instead. Known here even if nothing of `model` is installed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """The file had exactly the bytes of `digest` at `verified_at`, and the kernel said this of it.
 

@@ -8,21 +8,28 @@ Callers pass times as seconds since 1970. Methods block for at most BUSY_S, then
 from any thread.
 """
 
+import json
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import StorageError
 from kensho.base.ids import Digest
-from kensho.delivery.installed import HistoryEntry, HistoryWord, InstalledFile, ModelRow, Record, Release
+from kensho.delivery.installed import HistoryEntry, HistoryWord, InstalledFile, ModelRow, Record, Release, Shortfall
 
 BUSY_S = 5.0
 MAX_HISTORY = 20_000
 """Rows of history kept, oldest dropped first: about 2 MB. A guess."""
+MAX_RECORDS = 100_000
+"""Verification records kept, about 15 MB; those verified longest ago are dropped first, and cost a hashing. A guess:
+24 times the files of the largest model there can be."""
+_SHORTFALL = "shortfall/"
+"""What a shortfall's setting is named: this, and the model."""
 
 _SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -106,8 +113,13 @@ class State:
             )
             return [Release(m, v, n, d, at, tuple(files.get((m, v), ()))) for m, v, n, d, at in rows]
 
-    def install(self, release: Release, records: Iterable[Record], *, now: Seconds) -> None:
-        """The release is there, and is the current one from now on: one transaction, durable when this returns."""
+    def install(
+        self, release: Release, records: Iterable[Record], *, now: Seconds, shortfall: Shortfall | None = None
+    ) -> None:
+        """The release is there, and is the current one from now on: one transaction, durable when this returns.
+
+        `shortfall` says what is missing of it; without one, an earlier shortfall of the model is over.
+        """
         with self._writing() as db:
             key = (release.model, release.version)
             db.execute("DELETE FROM files WHERE model = ? AND version = ?", key)
@@ -124,6 +136,9 @@ class State:
             )
             self._put_records(db, records)
             self._switch(db, *key)
+            self._end_shortfall(db, release.model)
+            if shortfall:
+                self._put_shortfall(db, shortfall)
             self._note(
                 db, {f.used: f"{release.model} {release.version}" for f in release.files if f.used}, "installed", now
             )
@@ -147,6 +162,24 @@ class State:
         """Use counts order warm-up and prefetch (rows D12, R6)."""
         with self._writing() as db:
             db.execute("UPDATE models SET uses = uses + 1, used_at = ? WHERE model = ?", (now, model))
+
+    # --- what is missing (row D8) ---
+
+    def shortfalls(self) -> dict[str, Shortfall]:
+        """By model."""
+        with self._reading() as db:
+            rows = db.execute("SELECT value FROM settings WHERE name LIKE ? ORDER BY name", (f"{_SHORTFALL}%",))
+            found = [Shortfall(**json.loads(value)) for (value,) in rows]
+        return {shortfall.model: shortfall for shortfall in found}
+
+    def put_shortfall(self, shortfall: Shortfall) -> None:
+        """One a model, the latest; the caller keeps `since`."""
+        with self._writing() as db:
+            self._put_shortfall(db, shortfall)
+
+    def end_shortfall(self, model: str) -> None:
+        with self._writing() as db:
+            self._end_shortfall(db, model)
 
     # --- what was verified ---
 
@@ -222,10 +255,26 @@ class State:
         )
 
     @staticmethod
+    def _put_shortfall(db: sqlite3.Connection, shortfall: Shortfall) -> None:
+        db.execute(
+            "INSERT OR REPLACE INTO settings VALUES (?, ?)",
+            (_SHORTFALL + shortfall.model, json.dumps(asdict(shortfall))),
+        )
+
+    @staticmethod
+    def _end_shortfall(db: sqlite3.Connection, model: str) -> None:
+        db.execute("DELETE FROM settings WHERE name = ?", (_SHORTFALL + model,))
+
+    @staticmethod
     def _put_records(db: sqlite3.Connection, records: Iterable[Record]) -> None:
         db.executemany(
             "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(r.dev, r.inode, r.digest, r.size_bytes, r.mtime_ns, r.ctime_ns, r.verified_at) for r in records],
+        )
+        db.execute(
+            "DELETE FROM records WHERE (dev, inode) IN"
+            " (SELECT dev, inode FROM records ORDER BY verified_at DESC, dev, inode LIMIT -1 OFFSET ?)",
+            (MAX_RECORDS,),
         )
 
     @staticmethod
