@@ -39,7 +39,7 @@ STEPS: tuple[tuple[str, str, Step], ...] = (
 class Voice(Protocol):
     """How the story is told; the CLI's output is one."""
 
-    def note(self, text: str) -> None: ...
+    def data(self, text: str) -> None: ...
     def piece(self, text: str) -> None: ...
     def on_event(self, event: Event) -> None: ...
 
@@ -89,7 +89,7 @@ def tell(settings: Settings, voice: Voice, *, clock: Clock, folder: Path) -> Rep
             folder=folder,
             settings=replace(settings, store=folder / "store"),
             clock=clock,
-            say=lambda text: voice.note(f"    {text}"),
+            say=lambda text: voice.data(f"    {text}"),
             show=voice.piece,
             on_event=lambda event: voice.on_event(event) if event.level == "debug" else None,  # progress, no warnings
         )
@@ -98,9 +98,9 @@ def tell(settings: Settings, voice: Voice, *, clock: Clock, folder: Path) -> Rep
         error: KenshoError | None = None
         try:
             for number, (name, title, step) in enumerate(STEPS, 1):
-                voice.note(f"{number}. {title}")
+                voice.data(f"{number}. {title}")
                 report, error = _play(stage, name, step)
-                voice.note(f"    {'ok' if report.is_ok else 'FAILED'}: {report.result} ({report.seconds:.2f} s)")
+                voice.data(f"    {'ok' if report.is_ok else 'FAILED'}: {report.result} ({report.seconds:.2f} s)")
                 done.append(report)
                 if error is not None:
                     break
