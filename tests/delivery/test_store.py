@@ -11,7 +11,7 @@ from kensho.base.errors import ConfigError, Damaged, NotInstalled, StorageError,
 from kensho.base.ids import Digest, digest_of
 from kensho.delivery.disk import RealDisk
 from kensho.delivery.installed import InstalledFile, Record, Release
-from kensho.delivery.store import Store
+from kensho.delivery.store import DATABASE_ENDS, Store
 from kensho.delivery.versions import Versions
 from kensho.testing.disk import FaultyDisk, Stopped
 
@@ -55,6 +55,14 @@ def test_making_a_store_can_be_killed_at_every_step(ram: Path) -> None:
             break
         Store.create(root, disk=RealDisk()).close()
     assert at > 10
+
+
+def test_what_a_killed_making_of_the_database_leaves_is_not_foreign(tmp_path: Path) -> None:
+    for end in DATABASE_ENDS:
+        root = tmp_path / f"store{end}"
+        root.mkdir()
+        (root / f".state.db.partial{end}").write_bytes(b"torn")
+        Store.create(root, disk=RealDisk()).close()
 
 
 def test_a_folder_with_other_things_is_never_made_a_store(tmp_path: Path) -> None:

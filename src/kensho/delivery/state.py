@@ -78,9 +78,10 @@ class State:
         caller makes it under another name and renames it."""
         try:
             with sqlite3.connect(path, isolation_level=None) as db:
-                db.execute("PRAGMA journal_mode=WAL")
+                # WAL mode last: `close` would fold a WAL into the file, and say nothing if the disk failed meanwhile.
                 db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-            db.close()  # the last connection folds the WAL into the file
+                db.execute("PRAGMA journal_mode=WAL")
+            db.close()
         except sqlite3.Error as error:
             raise _storage_error(path, error) from error
 

@@ -32,7 +32,9 @@ from kensho.delivery.versions import Versions
 
 FORMAT = 1
 FOLDERS = ("trusted", "blobs", "versions", "staging", "graphs", "logs")
-FILES = ("format", "state.db", "state.db-wal", "state.db-shm", "lock", ".format.partial", ".state.db.partial")
+DATABASE_ENDS = ("", "-wal", "-shm", "-journal")
+DATABASES = tuple(name + end for name in ("state.db", ".state.db.partial") for end in DATABASE_ENDS)
+FILES = ("format", ".format.partial", "lock", *DATABASES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +197,8 @@ class Store:
         database = root / "state.db"
         if disk.lstat(database) is None:
             partial = root / ".state.db.partial"
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                disk.unlink(partial.with_name(partial.name + suffix))
+            for end in DATABASE_ENDS:
+                disk.unlink(partial.with_name(partial.name + end))
             State.create(partial)
             disk.rename(partial, database)
         write_document(disk, root / "format", b"%d\n" % FORMAT)  # last: only now is it a store
