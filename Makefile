@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help setup setup-dev demo test check dist lock golden system-deps clean
+.PHONY: help setup setup-dev demo crash-test test check dist lock golden system-deps clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp requirements/dev.lock
 
 demo: setup  ## the whole story on real parts, in less than a minute
 	@$(BIN)/kensho demo
+
+crash-test: setup-dev  ## kill and fail at every system call of every operation; some minutes; needs strace
+	@$(BIN)/python -m pytest tests/crash --full-sweep
 
 test: setup-dev  ## all tests, real servers and processes included, and one run of the demo
 	@$(BIN)/python -m pytest

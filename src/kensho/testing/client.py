@@ -39,7 +39,7 @@ class Client:
         self.clock = VirtualClock(wall_s=NOW.timestamp())
         self.events: list[Event] = []
         self.store = Store.create(root, disk=disk or RealDisk())
-        Trust.initialise(self.store.trusted, world.root)
+        Trust.initialise(self.store.trusted, world.root, self.store.disk)
 
     def updater(self, *sources: Source, connections: int = 1, client_version: str = CLIENT_VERSION) -> Updater:
         return Updater(
@@ -55,7 +55,10 @@ class Client:
 
     def trust(self) -> Trust:
         return Trust(
-            self.store.trusted, now=lambda: datetime.fromtimestamp(self.clock.wall_s(), UTC), emit=self.events.append
+            self.store.trusted,
+            now=lambda: datetime.fromtimestamp(self.clock.wall_s(), UTC),
+            emit=self.events.append,
+            disk=self.store.disk,
         )
 
     def pull(self, *sources: Source, models: Sequence[str] = ("voice",), connections: int = 1) -> PullReport:

@@ -1,0 +1,387 @@
+"""The operations that change a store or a repository, each with what must hold after it was ended at any moment.
+
+    stage = Stage(scratch)                        # three releases of a tiny model, published by the real publisher
+    operation = OPERATIONS["update"]
+    operation.prepare(stage, folder)              # the state before it
+    operation.act(stage, folder, RealDisk())      # killed, failed or cut off somewhere in here
+    operation.look(stage, folder)                 # AssertionError if what is left is neither old nor new
+
+`look` looks as an engine would (the bytes of every listed version), as `verify --full` does, then runs the operation
+again with no cleaning up, and looks once more. Time is virtual, one connection: every run is the same.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from kensho.base.errors import ConfigError, KenshoError
+from kensho.delivery.checker import verify
+from kensho.delivery.disk import Disk, RealDisk
+from kensho.delivery.folder_source import FolderSource
+from kensho.delivery.publisher import publish
+from kensho.delivery.repair import Repairer
+from kensho.delivery.repository import resign
+from kensho.delivery.retention import gc, rollback
+from kensho.testing.client import FIRST, NOW, SECOND, Client, model_files, weights
+from kensho.testing.memory_source import read_folder
+from kensho.testing.repository import SimulatedRepository
+
+Content = Mapping[str, bytes]
+FILES: Final[Mapping[str, Content]] = {
+    "1.0": model_files(FIRST),
+    "2.0": model_files(SECOND, extra_json=b"{}"),
+    "3.0": model_files(weights(9, count=3)),
+}
+DAMAGED_AT: Final = 70_000
+"""Offset of the byte that is wrong before a repair: in the middle of the fourth tensor."""
+
+
+class Stage:
+    """Repositories of voice 1.0, 1.0 to 2.0, 1.0 to 3.0; in `resigned` the last has another root, too.
+
+    The folder can be opened again by another process.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        is_new = not scratch.exists()
+        if is_new:
+            scratch.mkdir(parents=True)
+        self.first = SimulatedRepository(scratch / "1", now=NOW)
+        if is_new:
+            self.first.publish("voice", "1.0", FILES["1.0"])
+        self.second = self._grown(self.first, "2", "2.0", is_new=is_new)
+        self.third = self._grown(self.second, "3", "3.0", is_new=is_new)
+        self.resigned = self._grown(self.third, "4", None, is_new=is_new)
+        if is_new:
+            later = NOW + timedelta(days=1)
+            resign(self.resigned.folder, scratch / "4" / "keys", now=later, expires_days=3650)
+
+    def _grown(
+        self, before: SimulatedRepository, name: str, version: str | None, *, is_new: bool
+    ) -> SimulatedRepository:
+        folder = self.scratch / name
+        if not is_new:
+            return SimulatedRepository(folder, now=NOW)
+        made = before.copy(folder)
+        if version:
+            made.publish("voice", version, FILES[version])
+        return made
+
+    def client(self, root: Path, disk: Disk | None = None) -> Client:
+        return Client(root, self.first, disk=disk)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found. `is_new`: the operation counts as done. `bytes_fetched` by doing it again."""
+
+    is_new: bool
+    bytes_fetched: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    prepare: Callable[[Stage, Path], None]
+    act: Callable[[Stage, Path, Disk], None]
+    look: Callable[[Stage, Path], Look]
+
+
+def _hold(rule: bool, found: object) -> None:
+    """An assertion that is not switched off by `python -O`."""
+    if not rule:
+        raise AssertionError(found)
+
+
+# --- init ---
+
+
+def _prepare_nothing(stage: Stage, root: Path) -> None:
+    del stage, root
+
+
+def _init(stage: Stage, root: Path, disk: Disk) -> None:
+    stage.client(root, disk).store.close()
+
+
+def _look_at_init(stage: Stage, root: Path) -> Look:
+    is_new = (root / "format").exists() and (root / "trusted" / "root.json").exists()
+    return Look(is_new, _look_at_store(stage, root, _pull(stage.first), before=None, after="1.0").bytes_fetched)
+
+
+# --- install, update, repair, rollback, gc ---
+
+
+def _pull(world: SimulatedRepository) -> Callable[[Client], int]:
+    def act(client: Client) -> int:
+        report = client.pull(FolderSource(world.folder))
+        if report.first_error:
+            raise report.first_error
+        return report.bytes_fetched
+
+    return act
+
+
+def _repair_from(world: SimulatedRepository) -> Callable[[Client], int]:
+    def act(client: Client) -> int:
+        emit = client.events.append
+        damaged = verify(client.store, is_full=True, clock=client.clock, emit=emit).damaged
+        sources = [FolderSource(world.folder)]
+        repairer = Repairer(client.store, sources, emit=emit, clock=client.clock, rng=lambda: 0.5, connections=1)
+        report = repairer.repair(damaged)
+        if report.error:
+            raise report.error
+        return report.bytes_fetched
+
+    return act
+
+
+def _roll_back(client: Client) -> int:
+    rollback(client.store, "voice", "1.0", clock=client.clock, emit=client.events.append)
+    return 0
+
+
+def _collect(client: Client) -> int:
+    gc(client.store, clock=client.clock)
+    return 0
+
+
+def _prepared(*steps: Callable[[Stage], Callable[[Client], int]]) -> Callable[[Stage, Path], None]:
+    def prepare(stage: Stage, root: Path) -> None:
+        client = stage.client(root)
+        for step in steps:
+            step(stage)(client)
+        client.store.close()
+
+    return prepare
+
+
+def _acting(step: Callable[[Stage], Callable[[Client], int]]) -> Callable[[Stage, Path, Disk], None]:
+    def act(stage: Stage, root: Path, disk: Disk) -> None:
+        client = stage.client(root, disk)
+        try:
+            step(stage)(client)
+        finally:
+            client.store.close()
+
+    return act
+
+
+def _prepare_damage(stage: Stage, root: Path) -> None:
+    """One byte of the weights is wrong, a name of the version and a chunk list are gone."""
+    client = stage.client(root)
+    _pull(stage.first)(client)
+    model = client.store.model("voice")
+    weights_file = model.folder / "model.safetensors"
+    weights_file.chmod(0o644)
+    with weights_file.open("r+b") as file:
+        file.seek(DAMAGED_AT)
+        byte = file.read(1)
+        file.seek(DAMAGED_AT)
+        file.write(bytes([byte[0] ^ 1]))
+    weights_file.chmod(0o444)
+    (model.folder / "config.json").unlink()
+    chunk_list = next(file.chunk_list for file in model.files if file.path == "config.json")
+    client.store.blob_path(chunk_list).unlink()
+    client.store.close()
+
+
+def _look_at_store(stage: Stage, root: Path, again: Callable[[Client], int], *, before: str | None, after: str) -> Look:
+    client = stage.client(root)
+    try:
+        installed = {model.model: model.version for model in client.store.installed()}
+        _hold(installed.get("voice") in (before, after), installed)
+        _check_content(client)
+        fetched = again(client)
+        _hold(client.store.model("voice").version == after, "doing it again did not bring the new version")
+        _check_content(client)
+    finally:
+        client.store.close()
+    return Look(installed.get("voice") == after, fetched)
+
+
+def _check_content(client: Client) -> None:
+    for release in client.store.state.releases("voice"):
+        found = read_folder(client.store.versions.path("voice", release.version))
+        _hold(found == FILES[release.version], f"{release.version} is not what was published")
+    report = verify(client.store, is_full=True, clock=client.clock, emit=client.events.append)
+    _hold(not report.damaged, report.damaged)
+
+
+def _look_at_pull(
+    world: Callable[[Stage], SimulatedRepository], before: str | None, after: str
+) -> Callable[[Stage, Path], Look]:
+    def look(stage: Stage, root: Path) -> Look:
+        for folder in (root / "versions").glob("*/*"):
+            # Listed or not: a version appears as a whole.
+            _hold(read_folder(folder) == FILES[folder.name], f"{folder.name} is visible and not whole")
+        return _look_at_store(stage, root, _pull(world(stage)), before=before, after=after)
+
+    return look
+
+
+def _look_at_repair(stage: Stage, root: Path) -> Look:
+    """What was right stays right; what was wrong is known to be wrong, or is right."""
+    client = stage.client(root)
+    try:
+        folder, right = client.store.model("voice").folder, FILES["1.0"]
+        found = read_folder(folder)
+        wrong = {path for path in right if found.get(path) != right[path]}
+        _hold(wrong <= {"model.safetensors", "config.json"}, wrong)
+        quick = verify(client.store, is_full=False, clock=client.clock, emit=client.events.append)
+        _hold(wrong <= {damage.path for damage in quick.damaged}, "a wrong file passes the check")
+        is_new = not quick.damaged
+        fetched = _repair_from(stage.first)(client)
+        _check_content(client)
+    finally:
+        client.store.close()
+    return Look(is_new, fetched)
+
+
+def _look_at_rollback(stage: Stage, root: Path) -> Look:
+    return _look_at_store(stage, root, _roll_back, before="2.0", after="1.0")
+
+
+def _look_at_gc(stage: Stage, root: Path) -> Look:
+    client = stage.client(root)
+    is_new = {release.version for release in client.store.state.releases()} == {"2.0", "3.0"}
+    is_new = is_new and not (root / "versions" / "voice" / "1.0").exists()
+    client.store.close()
+    look = _look_at_store(stage, root, _collect, before="3.0", after="3.0")
+    kept = {folder.name for folder in (root / "versions" / "voice").iterdir()}
+    _hold(kept == {"2.0", "3.0"}, kept)
+    client = stage.client(root)
+    rollback(client.store, "voice", clock=client.clock, emit=client.events.append)
+    _check_content(client)
+    client.store.close()
+    return Look(is_new, look.bytes_fetched)
+
+
+# --- trusted metadata alone ---
+
+
+def _refresh(stage: Stage, root: Path, disk: Disk) -> None:
+    client = stage.client(root, disk)
+    try:
+        client.clock.sleep(2 * 86400.0)
+        client.trust().refresh(FolderSource(stage.resigned.folder))
+    finally:
+        client.store.close()
+
+
+def _look_at_refresh(stage: Stage, root: Path) -> Look:
+    """Every document is one that was accepted, and what the store trusts can be used before and after going on."""
+    accepted = {
+        path.read_bytes() for world in (stage.first, stage.resigned) for path in (world.folder / "metadata").iterdir()
+    }
+    trusted = root / "trusted"
+    for name in ("root", "timestamp", "snapshot", "targets"):
+        _hold((trusted / f"{name}.json").read_bytes() in accepted, f"{name} is torn")
+    newest = stage.resigned.folder / "metadata" / "timestamp.json"
+    is_new = (trusted / "timestamp.json").read_bytes() == newest.read_bytes()
+    client = stage.client(root)
+    _hold(client.trust().releases("voice")[0].version in ("1.0", "3.0"), "the trusted targets cannot be used")
+    client.store.close()
+    _refresh(stage, root, RealDisk())
+    client = stage.client(root)
+    _hold(client.trust().releases("voice")[0].version == "3.0", "a second refresh did not bring the new targets")
+    _hold((trusted / "timestamp.json").read_bytes() == newest.read_bytes(), "nor the timestamp")
+    client.store.close()
+    return Look(is_new)
+
+
+# --- publish ---
+
+
+def _prepare_repository(stage: Stage, root: Path) -> None:
+    copy_tree(stage.first.folder, root / "repo")
+
+
+def _publish(stage: Stage, root: Path, disk: Disk) -> None:
+    publish(
+        stage.scratch / "2" / "models" / "voice" / "2.0",
+        root / "repo",
+        stage.scratch / "1" / "keys",
+        model="voice",
+        version="2.0",
+        now=NOW,
+        emit=lambda event: None,
+        disk=disk,
+    )
+
+
+def _look_at_repository(stage: Stage, root: Path) -> Look:
+    """Clients get the old release or the new one, whole; publishing again works."""
+    served = _served(stage, root, "served")
+    with suppress(ConfigError):  # it is published already
+        _publish(stage, root, RealDisk())
+        _hold(served == "1.0", "the version could be published twice")
+    _hold(_served(stage, root, "served-again") == "2.0", "publishing again did not bring the new release")
+    return Look(served == "2.0")
+
+
+def _served(stage: Stage, root: Path, name: str) -> str:
+    client = stage.client(root / name)
+    report = client.pull(FolderSource(root / "repo"))
+    _hold(not report.first_error, report.first_error)
+    version = client.store.model("voice").version
+    _check_content(client)
+    client.store.close()
+    return version
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """As `cp -a`: files that are one file by two names are so in the copy, too."""
+    linked: dict[int, Path] = {}
+    target.mkdir(parents=True)
+    for folder, names, files in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        for name in names:
+            (here / name).mkdir()
+        for name in files:
+            inode = (Path(folder) / name).stat().st_ino
+            if inode in linked:
+                (here / name).hardlink_to(linked[inode])
+            else:
+                shutil.copy2(Path(folder) / name, here / name)
+                linked[inode] = here / name
+
+
+def act_in_process(scratch: str, name: str, folder: str) -> int:
+    """For `system_calls`: the operation on the machine's own disk. 0: done; 3: it ended with one of our errors."""
+    try:
+        OPERATIONS[name].act(Stage(Path(scratch)), Path(folder), RealDisk())
+    except KenshoError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 3
+    return 0
+
+
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    "init": Operation(_prepare_nothing, _init, _look_at_init),
+    "install": Operation(_prepared(), _acting(lambda s: _pull(s.first)), _look_at_pull(lambda s: s.first, None, "1.0")),
+    "update": Operation(
+        _prepared(lambda s: _pull(s.first)),
+        _acting(lambda s: _pull(s.second)),
+        _look_at_pull(lambda s: s.second, "1.0", "2.0"),
+    ),
+    "repair": Operation(_prepare_damage, _acting(lambda s: _repair_from(s.first)), _look_at_repair),
+    "rollback": Operation(
+        _prepared(lambda s: _pull(s.first), lambda s: _pull(s.second)),
+        _acting(lambda s: _roll_back),
+        _look_at_rollback,
+    ),
+    "gc": Operation(
+        _prepared(lambda s: _pull(s.first), lambda s: _pull(s.second), lambda s: _pull(s.third)),
+        _acting(lambda s: _collect),
+        _look_at_gc,
+    ),
+    "refresh": Operation(_prepared(lambda s: _pull(s.first)), _refresh, _look_at_refresh),
+    "publish": Operation(_prepare_repository, _publish, _look_at_repository),
+}
