@@ -140,6 +140,20 @@ class FallbackActivated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUnavailable(Event):
+    """A whole model could not be had, and none of its versions is installed."""
+
+    name: ClassVar[str] = "delivery.model.unavailable"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{model} {version} cannot be had ({reason}); instead: {fallback}"
+    model: str
+    version: str
+    reason: str
+    fallback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateApplied(Event):
     name: ClassVar[str] = "delivery.update.applied"
     service: ClassVar[Service] = "delivery"
