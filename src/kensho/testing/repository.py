@@ -44,7 +44,17 @@ class SimulatedRepository:
         """The repository as it is now."""
         return MemorySource.of_folder(self.folder, name=name)
 
-    def publish(self, model: str, version: str, files: Mapping[str, bytes], *, min_client: str = "0.1.0") -> None:
+    def publish(
+        self,
+        model: str,
+        version: str,
+        files: Mapping[str, bytes],
+        *,
+        min_client: str = "0.1.0",
+        is_required: bool = True,
+        fallback_model: str | None = None,
+        rollout_percent: int = 100,
+    ) -> None:
         folder = self._models / model / version
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +66,9 @@ class SimulatedRepository:
             model=model,
             version=version,
             min_client=min_client,
+            is_required=is_required,
+            fallback_model=fallback_model,
+            rollout_percent=rollout_percent,
             now=self._now,
             emit=lambda event: None,
         )
