@@ -1,14 +1,16 @@
 """Going back is local and checked; what is needed is never removed."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from kensho.base.errors import Damaged, NotInstalled
 from kensho.base.events import RolledBack
 from kensho.delivery.checker import verify
+from kensho.delivery.leases import lease_version
 from kensho.delivery.retention import STAGING_MAX_AGE_S, gc, pin, reclaimable_bytes, rollback
-from kensho.testing.client import FIRST, SECOND, Client, model_files
+from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
 from kensho.testing.repository import SimulatedRepository
 
 
@@ -111,3 +113,57 @@ def test_a_reader_keeps_what_gc_removes(updated: Client) -> None:
     with path.open("rb") as reader:
         gc(updated.store, clock=updated.clock)
         assert reader.read() == model_files(FIRST)["model.safetensors"]
+
+
+def _grow(client: Client, grown: SimulatedRepository, scratch: Path, *versions: str) -> list[int]:
+    """Publish and pull further versions; the bytes that each pull freed."""
+    made = grown.copy(scratch)
+    freed = []
+    for version in versions:
+        made.publish("voice", version, model_files(weights(int(version[0]))))
+        freed.append(client.pull(made.source()).bytes_freed)
+    return freed
+
+
+def _versions(client: Client) -> set[str]:
+    folders = {path.name for path in (client.root / "versions" / "voice").iterdir()}
+    assert folders == {release.version for release in client.store.state.releases("voice")}
+    return folders
+
+
+def test_a_pull_removes_what_is_older_than_the_previous_version(
+    updated: Client, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    assert _versions(updated) == {"1.0", "2.0"}
+    [freed] = _grow(updated, grown, tmp_path, "3.0")
+    assert _versions(updated) == {"2.0", "3.0"}
+    assert freed > 100_000
+
+
+def test_a_version_in_use_or_pinned_stays_until_it_is_not(
+    updated: Client, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    lease = lease_version(updated.store.versions.path("voice", "1.0"))
+    assert lease
+    _grow(updated, grown, tmp_path, "3.0", "4.0")
+    assert _versions(updated) == {"1.0", "3.0", "4.0"}
+    assert gc(updated.store, clock=updated.clock) == 0
+    assert not verify(updated.store, is_full=True, clock=updated.clock, emit=updated.events.append).damaged
+    lease.close()
+    pin(updated.store, "voice", "1.0")
+    assert gc(updated.store, clock=updated.clock) == 0
+    pin(updated.store, "voice", None)
+    assert gc(updated.store, clock=updated.clock) > 0
+    assert _versions(updated) == {"3.0", "4.0"}
+
+
+def test_the_last_good_version_to_go_back_to_is_never_removed(
+    updated: Client, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    path = updated.store.versions.path("voice", "2.0") / "model.safetensors"
+    path.chmod(0o644)
+    path.write_bytes(b"damaged")
+    _grow(updated, grown, tmp_path, "3.0")
+    assert _versions(updated) == {"1.0", "2.0", "3.0"}, "2.0 is damaged: 1.0 is what one can go back to"
+    assert _rollback(updated, "1.0") == "1.0"
+    assert updated.content() == model_files(FIRST)

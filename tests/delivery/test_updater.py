@@ -23,11 +23,16 @@ from kensho.base.events import (
     FallbackActivated,
     ManifestAccepted,
     ManifestRejected,
+    ModelUnavailable,
     UpdateApplied,
 )
 from kensho.base.ids import digest_of
+from kensho.delivery.acceptance import SignedReleases
 from kensho.delivery.layout import pack_path
 from kensho.delivery.manifest import dump_manifest
+from kensho.delivery.releases import ReleaseRef
+from kensho.delivery.rollout import is_in_rollout
+from kensho.delivery.sources import Source
 from kensho.delivery.store import Store
 from kensho.delivery.transfer import ATTEMPTS, MAX_WRONG
 from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
@@ -317,6 +322,189 @@ def test_a_network_that_goes_away_is_no_reason_to_install_less(
     report = client.pull(source)
     assert report.models[0].state == "failed"
     assert not isinstance(report.first_error, NotFoundAtSource)
+
+
+def _optional(world: SimulatedRepository, scratch: Path, *, is_required: bool = False) -> SimulatedRepository:
+    """The world with model extra 1.0, for which voice answers where it cannot be had."""
+    made = world.copy(scratch)
+    files = model_files(weights(7))
+    made.publish("extra", "1.0", files, is_required=is_required, fallback_model="voice")
+    return made
+
+
+def _without(made: SimulatedRepository, world: SimulatedRepository) -> MemorySource:
+    """A source that has everything but the packs that `made` has more than `world`."""
+    source = made.source()
+    for path in source.files.keys() - world.source().files.keys():
+        if path.startswith("packs/"):
+            source.faults[path] = Fault("missing")
+    return source
+
+
+def test_an_optional_model_that_cannot_be_had_is_skipped_and_remembered(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made = _optional(world, tmp_path)
+    source = _without(made, world)
+    began = client.clock.wall_s()
+    report = client.pull(source, models=["voice", "extra"])
+    assert [(r.model, r.version, r.state) for r in report.models] == [
+        ("voice", "1.0", "updated"), ("extra", "", "degraded"),
+    ]  # fmt: skip
+    assert report.first_error is None
+    [event] = client.of(ModelUnavailable)
+    assert (event.model, event.version, event.fallback) == ("extra", "1.0", "voice")
+    client.clock.sleep(3600)
+    assert client.pull(source, models=()).models[0].state == "degraded", "a pull without names tries it again"
+    lacking = client.store.state.shortfalls()["extra"]
+    assert (lacking.version, lacking.fallback_model) == ("1.0", "voice")
+    assert began <= lacking.since < began + 60, "since the first time"
+    assert "kensho pull" in lacking.ends
+    assert client.pull(made.source(), models=()).models[0].state == "updated"
+    assert client.store.state.shortfalls() == {}
+
+
+def test_a_required_model_that_cannot_be_had_fails_and_is_remembered_with_its_fallback(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    source = _without(_optional(world, tmp_path, is_required=True), world)
+    report = client.pull(source, models=["extra"])
+    assert (report.models[0].state, isinstance(report.first_error, NotFoundAtSource)) == ("failed", True)
+    assert client.store.state.shortfalls()["extra"].fallback_model == "voice"
+
+
+def test_an_optional_model_without_room_is_skipped_and_more_space_would_end_it(
+    ram: Path, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made = _optional(world, tmp_path)
+    client = Client(ram / "small", world, disk=FaultyDisk(free_bytes=100_000))
+    assert client.pull(made.source(), models=["extra"]).models[0].state == "degraded"
+    assert "space" in client.store.state.shortfalls()["extra"].ends
+
+
+def test_a_network_that_goes_away_is_a_failure_of_an_optional_model_too(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    source = _optional(world, tmp_path).source()
+    source.faults["packs/*"] = Fault("offline")
+    assert client.pull(source, models=["extra"]).models[0].state == "failed"
+    assert client.store.state.shortfalls()["extra"].fallback_model == "voice", "it answers until the network is back"
+
+
+def test_an_update_of_an_optional_model_that_fails_leaves_no_shortfall(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made = _optional(world, tmp_path)
+    client.pull(made.source(), models=["extra"])
+    made.publish("extra", "2.0", model_files(weights(8)), is_required=False)
+    source = made.source()
+    source.faults["packs/*"] = Fault("missing")
+    report = client.pull(source, models=["extra"])
+    assert (report.models[0].state, report.models[0].version) == ("degraded", "1.0")
+    assert client.store.state.shortfalls() == {}
+
+
+def test_a_wanted_model_that_is_withdrawn_is_forgotten_and_an_installed_one_kept(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made = _optional(world, tmp_path)
+    client.pull(_without(made, world), models=["voice", "extra"])
+    ends = [made.source(), made.source()]
+    updater = client.updater(ends[0])
+    updater._signed = _Withdrawn(updater._signed, "extra")
+    assert [(r.model, r.state) for r in updater.pull().models] == [("extra", "current"), ("voice", "current")]
+    assert client.store.state.shortfalls() == {}
+    updater = client.updater(ends[1])
+    updater._signed = _Withdrawn(updater._signed, "voice")
+    client.pull(made.source(), models=["extra"])
+    assert [(r.model, r.version) for r in updater.pull().models] == [("extra", "1.0"), ("voice", "1.0")]
+    assert client.content() == model_files(FIRST)
+
+
+class _Withdrawn:
+    """Signed metadata from which one model was removed."""
+
+    def __init__(self, signed: SignedReleases, model: str) -> None:
+        self._signed, self._model = signed, model
+
+    def refresh(self, source: Source) -> None:
+        self._signed.refresh(source)
+
+    def releases(self, model: str | None = None) -> list[ReleaseRef]:
+        return [ref for ref in self._signed.releases(model) if ref.model != self._model]
+
+    def fetch_document(self, source: Source, target: str) -> bytes:
+        return self._signed.fetch_document(source, target)
+
+
+# --- staged roll-out ---
+
+
+def _staged(world: SimulatedRepository, scratch: Path, percent: int) -> SimulatedRepository:
+    made = world.copy(scratch)
+    made.publish("voice", "2.0", model_files(SECOND), rollout_percent=percent)
+    return made
+
+
+def test_machines_get_a_staged_release_by_their_own_id_and_the_rest_later(
+    ram: Path, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made = _staged(world, tmp_path / "half", 50)
+    salt, versions = made.manifest("voice", "2.0").rollout_salt, set()
+    for number in range(4):
+        client = Client(ram / str(number), world)
+        client.store.state.set_setting("client_id", f"box {number}")
+        client.pull(world.source())
+        is_in = is_in_rollout(50, salt, f"box {number}")
+        source = made.source()
+        report = client.pull(source, models=["voice"] if number % 2 else ())
+        assert [(r.version, r.state) for r in report.models] == [("2.0", "updated") if is_in else ("1.0", "current")]
+        assert is_in or (source.ranges == [] and "other machines first" in report.models[0].reason)
+        assert [plan.version for plan in client.updater(made.source()).plan(["voice"])] == (
+            ["2.0"] if is_in else ["1.0"]
+        )
+        versions.add(report.models[0].version)
+        later = made.copy(tmp_path / f"wide{number}")
+        later.publish("voice", "3.0", model_files(weights(9)))
+        assert client.pull(later.source()).models[0].version == "3.0"
+        client.store.close()
+    assert versions == {"1.0", "2.0"}
+
+
+def test_a_machine_that_is_not_in_yet_installs_the_newest_release_it_may_take(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    source = _staged(world, tmp_path, 0).source()
+    assert client.pull(source).models[0].version == "1.0"
+    assert client.content() == model_files(FIRST)
+
+
+def test_a_first_release_that_is_not_for_this_machine_yet_is_an_error_with_advice(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made = world.copy(tmp_path)
+    made.publish("new", "1.0", model_files(weights(7)), rollout_percent=0)
+    report = client.pull(made.source(), models=["new"])
+    assert isinstance(report.first_error, NotInstalled)
+    assert "later" in report.first_error.advice
+
+
+def test_a_pinned_version_is_taken_whatever_its_rollout(
+    client: Client, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    client.pull(world.source())
+    client.store.state.pin("voice", "2.0")
+    assert client.pull(_staged(world, tmp_path, 0).source()).models[0].version == "2.0"
+
+
+def test_the_id_of_a_machine_is_made_once_and_never_sent(client: Client, world: SimulatedRepository) -> None:
+    source = world.source()
+    client.pull(source)
+    made = client.store.state.client_id()
+    assert len(made) == 32
+    client.pull(source)
+    assert client.store.state.client_id() == made
+    assert not any(made in str(request) for request in source.ranges)
 
 
 # --- the disk ---

@@ -19,6 +19,7 @@ from kensho.delivery.manifest import FileEntry, Manifest, check_client_version, 
 from kensho.delivery.parallel import for_each
 from kensho.delivery.plan import WantedFile
 from kensho.delivery.releases import ReleaseRef
+from kensho.delivery.rollout import is_in_rollout
 from kensho.delivery.sources import Failover, Source
 from kensho.delivery.store import Store
 from kensho.delivery.transfer import ATTEMPTS
@@ -53,21 +54,30 @@ class Acceptance:
         failover: Failover,
         *,
         client_version: str,
+        client_id: str,
         emit: Emit,
         connections: int,
     ) -> None:
         self._store, self._signed, self._source, self._failover = store, signed, source, failover
-        self._client_version, self._emit, self._connections = client_version, emit, connections
+        self._client_version, self._client_id = client_version, client_id
+        self._emit, self._connections = emit, connections
         self._documents: dict[Digest, bytes] = {}
         self._lock = Lock()
 
-    def accept(self, ref: ReleaseRef, installed: Sequence[Release], *, is_pinned: bool) -> AcceptedRelease:
-        """Raises TrustError or ClientTooOld (what is installed keeps working), TransportError, Damaged."""
+    def accept(self, ref: ReleaseRef, installed: Sequence[Release], *, is_pinned: bool) -> AcceptedRelease | None:
+        """The release; None if it is rolled out to other machines first (one that is pinned or installed is taken).
+
+        Raises TrustError or ClientTooOld (what is installed keeps working), TransportError, Damaged.
+        """
         is_new = all(release.manifest != ref.digest for release in installed)
+        is_here = any(release.version == ref.version for release in installed)
         try:
             _check_order(ref, installed, is_pinned=is_pinned)
             manifest = parse_manifest(self._document(ref.digest, ref.target, ref.size_bytes))
             _check_release(ref, manifest, installed)
+            is_ours = is_in_rollout(manifest.rollout_percent, manifest.rollout_salt, self._client_id)
+            if not (is_pinned or is_here or is_ours):
+                return None
             check_client_version(manifest, self._client_version)
             want = self._wanted(manifest)
         except TrustError as error:

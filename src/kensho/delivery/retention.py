@@ -1,9 +1,12 @@
 """What is kept: going back to the previous version, holding a version, and removing what nothing needs.
 
-All of it is local. Never removed: the current and the previous version of a model, a pinned one, and what another
-process has open (an unlinked file stays readable for who has it open). The caller needs no lock; these take it.
+All of it is local. Never removed: the current and the previous version of a model; a pinned one; one that a process
+uses (`leases`); and, where the previous version is damaged, the newest other one that is not, so that there is always
+something to go back to. A pull that brought something collects too. What a killed run left goes with the next one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kensho.base.clock import Clock, Seconds
@@ -13,6 +16,7 @@ from kensho.base.ids import Digest
 from kensho.delivery.checker import check_version
 from kensho.delivery.disk import storage_errors
 from kensho.delivery.installed import Record, Release
+from kensho.delivery.leases import Lease, claim_version
 from kensho.delivery.store import Store
 
 STAGING_MAX_AGE_S: Seconds = 7 * 86400.0
@@ -53,21 +57,28 @@ def pin(store: Store, model: str, version: str | None) -> None:
 def gc(store: Store, *, clock: Clock) -> int:
     """Removes versions, blobs and partial files that nothing needs; returns the bytes freed. Can be killed anywhere."""
     with store.writing():
-        freed = 0
-        needed, unneeded = _sort_releases(store)
-        valid = _valid_records(store, needed, now=clock.wall_s())
-        for release in unneeded:
+        return collect(store, clock=clock)
+
+
+def collect(store: Store, *, clock: Clock) -> int:
+    """`gc` for a caller that has the store's lock already."""
+    freed = 0
+    needed, unneeded = _sort_releases(store)
+    with _claims(store, unneeded) as claimed:
+        kept = needed + [release for release in unneeded if release not in claimed]
+        valid = _valid_records(store, kept, now=clock.wall_s())
+        for release in claimed:
             # Forgotten first: a version that is half removed must not be listed.
             store.state.remove_release(release.model, release.version)
             freed += store.versions.remove(store.versions.path(release.model, release.version))
-        freed += _remove_unlisted(store, {(release.model, release.version) for release in needed})
-        freed += _remove_blobs(store, _digests(needed))
-        freed += _remove_staging(store, now=clock.wall_s())
-        # Removing a name changes the ctime of its blob, and nothing else: records that were valid are renewed.
-        after = [record.relinked(found) for path, record in valid.items() if (found := store.disk.lstat(path))]
-        store.state.keep_records({(record.dev, record.inode) for record in valid.values()})
-        store.state.put_records(record for record in after if record)
-        return freed
+    freed += _remove_unlisted(store, {(release.model, release.version) for release in kept})
+    freed += _remove_blobs(store, _digests(kept))
+    freed += _remove_staging(store, now=clock.wall_s())
+    # Removing a name changes the ctime of its blob, and nothing else: records that were valid are renewed.
+    after = [record.relinked(found) for path, record in valid.items() if (found := store.disk.lstat(path))]
+    store.state.keep_records({(record.dev, record.inode) for record in valid.values()})
+    store.state.put_records(record for record in after if record)
+    return freed
 
 
 def reclaimable_bytes(store: Store) -> int:
@@ -79,6 +90,7 @@ def reclaimable_bytes(store: Store) -> int:
 
 
 def _sort_releases(store: Store) -> tuple[list[Release], list[Release]]:
+    """Those that are needed by rule, and the rest."""
     rows = {row.model: row for row in store.state.models()}
     needed: list[Release] = []
     unneeded: list[Release] = []
@@ -86,7 +98,44 @@ def _sort_releases(store: Store) -> tuple[list[Release], list[Release]]:
         row = rows.get(release.model)
         is_needed = row is not None and release.version in (row.current, row.previous, row.pinned)
         (needed if is_needed else unneeded).append(release)
+    for row in rows.values():
+        others = [release for release in unneeded if release.model == row.model]
+        previous = [release for release in needed if (release.model, release.version) == (row.model, row.previous)]
+        if others and previous and not _looks_whole(store, previous[0]):
+            good = [release for release in others if _looks_whole(store, release)]
+            needed += good[:1]
+            unneeded = [release for release in unneeded if release not in good[:1]]
     return needed, unneeded
+
+
+def _looks_whole(store: Store, release: Release) -> bool:
+    """Every file of it is there under its name, as it was when it was last verified. Hashes nothing."""
+    known = store.state.records()
+    folder = store.versions.path(release.model, release.version)
+    with storage_errors("look at a version", folder):
+        for file in release.files:
+            found = store.disk.lstat(folder / file.path) if file.used else None
+            record = known.get((found.st_dev, found.st_ino)) if found else None
+            if file.used and not (found and record and record.vouches_for(file.used, found, now=record.verified_at)):
+                return False
+    return True
+
+
+@contextmanager
+def _claims(store: Store, releases: list[Release]) -> Iterator[list[Release]]:
+    """Those of `releases` that nobody uses; nobody can begin to until the end."""
+    claimed: list[Release] = []
+    claims: list[Lease] = []
+    try:
+        for release in releases:
+            claim = claim_version(store.versions.path(release.model, release.version))
+            if claim:
+                claims.append(claim)
+                claimed.append(release)
+        yield claimed
+    finally:
+        for claim in claims:
+            claim.close()
 
 
 def _digests(releases: list[Release]) -> set[Digest]:

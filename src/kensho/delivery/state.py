@@ -10,6 +10,7 @@ from any thread.
 
 import json
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ MAX_HISTORY = 20_000
 MAX_RECORDS = 100_000
 """Verification records kept, about 15 MB; those verified longest ago are dropped first, and cost a hashing. A guess:
 24 times the files of the largest model there can be."""
+_CLIENT_ID = "client_id"
 _SHORTFALL = "shortfall/"
 """What a shortfall's setting is named: this, and the model."""
 
@@ -239,6 +241,17 @@ class State:
         with self._reading() as db:
             row = db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
             return None if row is None else str(row[0])
+
+    def client_id(self) -> str:
+        """A random name that this store gives itself when it is first asked; it is never sent anywhere. It decides at
+        which percentage of a staged roll-out this machine takes part (`rollout`). Empty where nothing can be written.
+        """
+        found = self.setting(_CLIENT_ID)
+        if found is None and not self.is_read_only:
+            with self._writing() as db:
+                db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (_CLIENT_ID, secrets.token_hex(16)))
+            found = self.setting(_CLIENT_ID)
+        return found or ""
 
     def set_setting(self, name: str, value: str) -> None:
         with self._writing() as db:

@@ -1,25 +1,37 @@
 """Bring models to their newest version: refresh, accept, plan, fetch, commit, switch. (Prototype: StorageManager.)
 
-Each model ends as `updated`, `current`, `degraded` (row D8: an optional file is absent or a fallback stands in) or
-`failed`; a failure of one model does not touch another, and whatever fails, the installed version stays current and
-untouched. Blocking code with a small thread pool; Ctrl-C and SIGKILL are safe at any moment, and the next run goes on
-from the chunks that are there.
+Each model ends as `updated`, `current`, `degraded` (row D8: an optional file is absent, a fallback stands in, or an
+optional model cannot be had) or `failed`; a failure of one model does not touch another, and whatever fails, the
+installed version stays current and untouched. What a model lacks is noted in the state, with since when and what would
+end it. A pull that brought something then removes what nothing needs any more. Blocking code with a small thread pool;
+Ctrl-C and SIGKILL are safe at any moment, and the next run goes on from the chunks that are there.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import DigestMismatch, KenshoError, NotFoundAtSource, NotInstalled
-from kensho.base.events import Emit, FallbackActivated, UpdateApplied
+from kensho.base.errors import (
+    DigestMismatch,
+    KenshoError,
+    NotEnoughSpace,
+    NotFoundAtSource,
+    NotInstalled,
+    StorageError,
+    TrustError,
+)
+from kensho.base.events import Emit, FallbackActivated, ModelUnavailable, UpdateApplied
 from kensho.base.ids import Digest
 from kensho.delivery.acceptance import Acceptance, AcceptedRelease, SignedReleases, decide_files
-from kensho.delivery.installed import InstalledFile, Record, Release
+from kensho.delivery.choosing import Candidates, choose
+from kensho.delivery.installed import InstalledFile, Record, Release, Shortfall
 from kensho.delivery.inventory import take_inventory
 from kensho.delivery.plan import Plan
 from kensho.delivery.releases import ReleaseRef
+from kensho.delivery.retention import collect
 from kensho.delivery.sources import Source, dependable
 from kensho.delivery.store import Store
 from kensho.delivery.sync import Brought, bring, plan_files
@@ -38,7 +50,7 @@ class ModelResult:
     error: KenshoError | None = None
     """Why it failed."""
     reason: str = ""
-    """Why it failed or is degraded, in words."""
+    """Why it failed, is degraded or stays as it is, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,8 @@ class PullReport:
     requests: int
     requests_metadata: int
     seconds: Seconds
+    bytes_freed: int = 0
+    """Of versions that nothing needs any more."""
 
     @property
     def first_error(self) -> KenshoError | None:
@@ -82,19 +96,24 @@ class Updater:
         self._client_version, self._emit, self._clock, self._connections = client_version, emit, clock, connections
 
     def plan(self, models: Sequence[str] = ()) -> list[Plan]:
-        """What a pull would do, without doing it; metadata is refreshed. Raises what stands in the way of any model."""
+        """What a pull would do, without doing it; metadata is refreshed. Raises what stands in the way of any model.
+
+        A model that would stay as it is because nothing newer is meant for this machine has no plan.
+        """
         self._signed.refresh(self._source)
         acceptance = self._acceptance()
         plans = []
-        for ref in self._choose(models):
-            accepted = self._accept(acceptance, ref)
-            want = list(accepted.want.values())
-            have = take_inventory(self._store, want, now=self._clock.wall_s()).have
-            plans.append(plan_files(self._store, ref.model, ref.version, want, have))
+        for candidates in self._choose(models):
+            accepted = self._take(acceptance, candidates)
+            if accepted:
+                ref, want = accepted.ref, list(accepted.want.values())
+                have = take_inventory(self._store, want, now=self._clock.wall_s()).have
+                plans.append(plan_files(self._store, ref.model, ref.version, want, have))
         return plans
 
     def pull(self, models: Sequence[str] = ()) -> PullReport:
-        """Bring the models (all installed ones if none is named) to the newest version.
+        """Bring the models (all installed ones, and those that could not be had before, if none is named) to the
+        newest version that this machine may take.
 
         Raises TrustError or TransportError if the metadata could not be refreshed, NotInstalled for an unknown name,
         StoreBusy, StorageError: nothing was changed then. What goes wrong with one model is in its result.
@@ -106,7 +125,8 @@ class Updater:
             self._signed.refresh(self._source)
             self._requests_metadata += self._source.requests - requests_before
             acceptance = self._acceptance()
-            results = tuple(self._pull(acceptance, ref) for ref in self._choose(models))
+            results = tuple(self._pull(acceptance, candidates) for candidates in self._choose(models))
+            freed = self._collect() if any(result.state == "updated" for result in results) else 0
         return PullReport(
             models=results,
             bytes_fetched=self._source.bytes_fetched - bytes_before,
@@ -115,33 +135,14 @@ class Updater:
             requests=self._source.requests - requests_before,
             requests_metadata=self._requests_metadata,
             seconds=self._clock.monotonic_s() - start_s,
+            bytes_freed=freed,
         )
 
     # --- which releases ---
 
-    def _choose(self, models: Sequence[str]) -> list[ReleaseRef]:
-        """The release to bring for each model: the pinned one, else the newest."""
-        offered: dict[str, list[ReleaseRef]] = {}
-        for ref in self._signed.releases():
-            offered.setdefault(ref.model, []).append(ref)
+    def _choose(self, models: Sequence[str]) -> list[Candidates]:
         rows = {row.model: row for row in self._store.state.models()}
-        names = list(dict.fromkeys(models)) or sorted(rows) or (list(offered) if len(offered) == 1 else [])
-        available = ", ".join(sorted(offered)) or "none"
-        if not names:
-            raise NotInstalled("no model is installed and none is named", advice=f"name one of: {available}")
-        chosen = []
-        for name in names:
-            pinned = rows[name].pinned if name in rows else None
-            refs = [ref for ref in offered.get(name, []) if pinned in (None, ref.version)]
-            if not refs:
-                what = (
-                    f"model {name!r}"
-                    if pinned is None
-                    else f"version {pinned!r} of model {name!r}, to which it is pinned"
-                )
-                raise NotInstalled(f"{what} is not published here", advice=f"name one of: {available}")
-            chosen.append(max(refs, key=lambda ref: ref.release))
-        return chosen
+        return choose(self._signed.releases(), models, rows=rows, lacking=self._store.state.shortfalls())
 
     def _acceptance(self) -> Acceptance:
         return Acceptance(
@@ -150,28 +151,90 @@ class Updater:
             self._source,
             self._failover,
             client_version=self._client_version,
+            client_id=self._store.state.client_id(),
             emit=self._emit,
             connections=self._connections,
         )
 
-    def _accept(self, acceptance: Acceptance, ref: ReleaseRef) -> AcceptedRelease:
-        rows = {row.model: row for row in self._store.state.models()}
-        is_pinned = ref.model in rows and rows[ref.model].pinned == ref.version
-        return acceptance.accept(ref, self._store.state.releases(ref.model), is_pinned=is_pinned)
+    def _take(self, acceptance: Acceptance, candidates: Candidates) -> AcceptedRelease | None:
+        """The newest release that is meant for this machine; None if that is none, and what is installed stays."""
+        installed = self._store.state.releases(candidates.model)
+        newest = max((release.release for release in installed), default=0)
+        for number, ref in enumerate(candidates.refs):
+            if number and ref.release < newest:
+                break  # never back to an older one because the newest is for others
+            accepted = acceptance.accept(ref, installed, is_pinned=candidates.is_pinned)
+            if accepted:
+                return accepted
+        if not installed and candidates.refs:
+            raise NotInstalled(
+                f"model {candidates.model!r} is being rolled out, and not yet to this machine",
+                advice="try again later: the publisher widens the roll-out step by step",
+            )
+        return None
 
     # --- one model ---
 
-    def _pull(self, acceptance: Acceptance, ref: ReleaseRef) -> ModelResult:
-        before = self._source.requests
+    def _pull(self, acceptance: Acceptance, candidates: Candidates) -> ModelResult:
+        before, accepted = self._source.requests, None
         try:
             try:
-                accepted = self._accept(acceptance, ref)
+                accepted = self._take(acceptance, candidates)
             finally:
                 self._requests_metadata += self._source.requests - before
-            return self._install(acceptance, accepted)
+            if accepted is None:
+                return self._keep(candidates)
+            result = self._install(acceptance, accepted)
+            newest = candidates.refs[0]
+            is_later = result.state == "current" and newest.release > accepted.ref.release
+            return replace(result, reason=_is_for_others(newest)) if is_later else result
         except KenshoError as error:
-            current = next((row.current for row in self._store.state.models() if row.model == ref.model), "")
-            return ModelResult(ref.model, current, "failed", error, error.message)
+            return self._give_up(candidates.model, accepted, error)
+
+    def _keep(self, candidates: Candidates) -> ModelResult:
+        """What is installed stays, and that is right."""
+        if not candidates.is_withdrawn:
+            reason = _is_for_others(candidates.refs[0])
+            return ModelResult(candidates.model, self._current(candidates.model), "current", reason=reason)
+        if not self._current(candidates.model):
+            self._store.state.end_shortfall(candidates.model)  # nobody offers any more what was wanted
+        return ModelResult(
+            candidates.model, self._current(candidates.model), "current", reason="it is not published here any more"
+        )
+
+    def _give_up(self, model: str, accepted: AcceptedRelease | None, error: KenshoError) -> ModelResult:
+        """The model could not be brought (row D8). An optional one that the sources or the disk do not have room for is
+        degraded; any other failure may pass, or needs a person."""
+        current = self._current(model)
+        if accepted is None or isinstance(error, TrustError):
+            return ModelResult(model, current, "failed", error, error.message)
+        if not current:
+            with suppress(StorageError):  # a disk that is full refuses this too; why the pull failed matters more
+                self._store.state.put_shortfall(self._shortfall(accepted, error.message, _end_of(error)))
+            instead = accepted.manifest.fallback_model or "nothing"
+            self._emit(
+                ModelUnavailable(model=model, version=accepted.ref.version, reason=error.message, fallback=instead)
+            )
+        is_optional = not accepted.manifest.is_required
+        if is_optional and isinstance(error, NotFoundAtSource | DigestMismatch | NotEnoughSpace):
+            return ModelResult(model, current, "degraded", reason=error.message)
+        return ModelResult(model, current, "failed", error, error.message)
+
+    def _current(self, model: str) -> str:
+        return next((row.current for row in self._store.state.models() if row.model == model), "")
+
+    def _shortfall(self, accepted: AcceptedRelease, reason: str, ends: str) -> Shortfall:
+        """Since when it was first so, however often it was tried again."""
+        ref, earlier = accepted.ref, self._store.state.shortfalls().get(accepted.ref.model)
+        since = earlier.since if earlier and earlier.version == ref.version else self._clock.wall_s()
+        return Shortfall(ref.model, ref.version, since, reason, ends, accepted.manifest.fallback_model)
+
+    def _collect(self) -> int:
+        """What nothing needs any more. That it fails is no failure of the pull: the next one, or `gc`, does it."""
+        try:
+            return collect(self._store, clock=self._clock)
+        except StorageError:
+            return 0
 
     def _install(self, acceptance: Acceptance, accepted: AcceptedRelease) -> ModelResult:
         ref, fetched_before = accepted.ref, self._source.bytes_fetched
@@ -226,10 +289,15 @@ class Updater:
         vouched = self._store.versions.publish(release.model, release.version, names, records, now=now)
         row = next((row for row in self._store.state.models() if row.model == release.model), None)
         known = [r for r in self._store.state.releases(release.model) if r.version == release.version]
+        # Every byte of this version was hashed now or is vouched for: that is a check of grade "load".
         if row and row.current == release.version and known and known[0].files == release.files:
-            self._store.state.put_records(vouched)
+            self._store.state.finish_check("load", good=vouched, bad=(), damaged=0, now=now)
             return False
-        self._store.state.install(release, vouched, now=now)
+        lacking = [f"{file.path}: {file.reason}" for file in release.files if file.used != file.digest]
+        ends = "the next pull that finds what is missing at the source"
+        shortfall = self._shortfall(accepted, "; ".join(lacking), ends) if lacking else None
+        self._store.state.install(release, vouched, now=now, shortfall=shortfall)
+        self._store.state.finish_check("load", good=(), bad=(), damaged=0, now=now)
         by_digest = {file.digest: file.path for file in release.files}
         for file in release.files:
             if file.used != file.digest:
@@ -238,3 +306,14 @@ class Updater:
                     FallbackActivated(model=release.model, path=file.path, fallback=fallback, reason=file.reason or "")
                 )
         return True
+
+
+def _is_for_others(ref: ReleaseRef) -> str:
+    return f"{ref.version} is rolled out to other machines first"
+
+
+def _end_of(error: KenshoError) -> str:
+    """What would end the shortfall that this error made, in words."""
+    if isinstance(error, NotEnoughSpace):
+        return f"more space, then `kensho pull` ({error.advice})"
+    return "the next `kensho pull` that can have it from the source"
