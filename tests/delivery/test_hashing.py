@@ -7,7 +7,7 @@ import pytest
 
 from kensho.base.ids import digest_of
 from kensho.delivery.disk import RealDisk
-from kensho.delivery.hashing import BLOCK_BYTES, hash_file, hash_spans
+from kensho.delivery.hashing import BLOCK_BYTES, BackgroundHash, hash_file, hash_spans
 from kensho.testing.disk import FaultyDisk
 
 DATA = bytes(i * 31 % 253 for i in range(BLOCK_BYTES + 12345))
@@ -32,3 +32,18 @@ def test_a_read_error_is_not_swallowed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output"):
         hash_spans(disk, fd, [(0, len(DATA))] * 4)
     disk.close(fd)
+
+
+def test_a_hash_in_the_background_is_the_same_and_tells_its_error(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(DATA)
+    good, bad = RealDisk(), FaultyDisk(at=2, fault=errno.EIO, is_reading=True)
+    for disk in (good, bad):
+        fd = disk.open_read(tmp_path / "f")
+        hashing = BackgroundHash(disk, fd, len(DATA))
+        hashing.wait()
+        disk.close(fd)
+        if disk is good:
+            assert hashing.result() == digest_of(DATA)
+        else:
+            with pytest.raises(OSError, match="Input/output"):
+                hashing.result()

@@ -34,6 +34,33 @@ def hash_file(disk: Disk, fd: int, size_bytes: int) -> Digest:
     return _hash(disk, fd, 0, size_bytes, memoryview(bytearray(BLOCK_BYTES)))
 
 
+class BackgroundHash:
+    """`hash_file` on a thread of its own, while the caller waits for the disk. Starts at once."""
+
+    def __init__(self, disk: Disk, fd: int, size_bytes: int) -> None:
+        self._digest = Digest("")
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(disk, fd, size_bytes), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Only afterwards may the descriptor be closed."""
+        self._thread.join()
+
+    def result(self) -> Digest:
+        """Waits. OSError if the file cannot be read."""
+        self.wait()
+        if self._error:
+            raise self._error
+        return self._digest
+
+    def _run(self, disk: Disk, fd: int, size_bytes: int) -> None:
+        try:
+            self._digest = hash_file(disk, fd, size_bytes)
+        except BaseException as error:
+            self._error = error
+
+
 def _hash(disk: Disk, fd: int, offset: int, length: int, buffer: memoryview) -> Digest:
     found = hashlib.sha256()
     end = offset + length

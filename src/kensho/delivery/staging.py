@@ -4,7 +4,7 @@ There is no record of what has arrived: on resume every chunk that is there is h
 order of writes needs to be kept until the end, a kill at any moment loses only the chunks in flight, and a power cut
 only what the kernel had not yet written. Hashing costs 0.1 s per 300 MB; what was never written is a hole: skipped.
 
-`finish` is the one way out: fsync, whole-file digest, read-only, and only then the final name.
+`finish` is the one way out: fsync and whole-file digest (at the same time), read-only, and only then the final name.
 """
 
 import stat
@@ -14,7 +14,7 @@ from kensho.base.errors import Damaged, TrustError
 from kensho.base.ids import Digest
 from kensho.delivery.chunk_list import Chunk
 from kensho.delivery.disk import Disk, storage_errors
-from kensho.delivery.hashing import hash_file, hash_spans
+from kensho.delivery.hashing import BackgroundHash, hash_spans
 from kensho.delivery.installed import Record
 from kensho.delivery.plan import Place, Slot, WantedFile
 
@@ -60,7 +60,7 @@ class Staging:
             index for (index, _, chunk), digest in zip(spans, found, strict=True) if digest == chunk.digest
         )
 
-    def write(self, slot: Slot, data: bytes) -> None:
+    def write(self, slot: Slot, data: bytes | memoryview) -> None:
         """Verified bytes of one chunk into their slot."""
         with storage_errors("write a chunk", self._folder):
             fd = self._disk.open_write(self.path(slot.file))
@@ -83,8 +83,12 @@ class Staging:
         with storage_errors("finish a file", self._folder):
             fd = self._disk.open_write(path)
             try:
-                self._sync(fd, path)
-                if hash_file(self._disk, fd, file.size_bytes) != file.digest:
+                hashing = BackgroundHash(self._disk, fd, file.size_bytes)  # reads what the kernel is writing out
+                try:
+                    self._sync(fd, path)
+                finally:
+                    hashing.wait()
+                if hashing.result() != file.digest:
                     raise self._contradiction(file)
                 self._disk.set_read_only(fd)
                 record = Record.of(file.digest, self._disk.fstat(fd), now)
