@@ -129,3 +129,10 @@ def test_a_killed_writers_leftover_does_not_reach_the_next_pack(tmp_path: Path) 
     writer.add(digest_of(b"x"), "raw", b"x")
     writer.close()
     assert (tmp_path / "packs" / f"{digest_of(b'x')}.pack").read_bytes() == b"x"
+
+
+def test_memory_that_is_used_again_gives_each_chunk_its_own_bytes() -> None:
+    scratch = bytearray(1 << 20)
+    for data in (weights(20_000), b"some text, " * 400, weights(300), random.Random(1).randbytes(4096)):
+        encoded, chunk = chunk_of(data)
+        assert decode_chunk(memoryview(encoded), chunk, scratch=scratch) == data

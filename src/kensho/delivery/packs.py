@@ -46,16 +46,20 @@ def encode_chunk(data: bytes) -> tuple[Encoding, bytes]:
     return best
 
 
-def decode_chunk(encoded: bytes | memoryview, chunk: Chunk) -> bytes:
+def decode_chunk(encoded: bytes | memoryview, chunk: Chunk, *, scratch: bytearray | None = None) -> bytes | memoryview:
     """The chunk's bytes. DigestMismatch if they are not the signed ones, whatever the reason: ask another source.
 
-    Allocates at most three times the signed size, never what the bytes claim. About 1.2 ms per MiB, hashing included.
+    They may lie in `encoded` or in `scratch` (of at least the signed size), which a caller with many chunks uses again:
+    on memory that is new each time the kernel's zeroing costs more than the decoding. Allocates at most twice the
+    signed size, never what the bytes claim. About 0.9 ms per MiB, hashing included.
     """
     if len(encoded) != chunk.encoded_bytes:
         _reject(chunk, f"{len(encoded)} bytes instead of {chunk.encoded_bytes}")
-    data = bytes(encoded) if chunk.encoding == "raw" else _decompress(encoded, chunk)
+    data: bytes | memoryview = encoded
+    if chunk.encoding != "raw":
+        data = _decompress(encoded, chunk)
     if chunk.encoding == "planes2+zstd":
-        data = _join_planes(data)
+        data = _join_planes(data, bytearray(len(data)) if scratch is None else scratch)
     if len(data) != chunk.size_bytes or digest_of(data) != chunk.digest:
         _reject(chunk, "other bytes")
     return data
@@ -151,12 +155,11 @@ def _decompress(encoded: bytes | memoryview, chunk: Chunk) -> bytes:
         raise _mismatch(chunk, f"not a zstd frame ({error})") from error
 
 
-def _join_planes(planes: bytes) -> bytes:
-    half = len(planes) // 2
-    words = bytearray(len(planes))
-    words[0::2] = planes[:half]
-    words[1::2] = planes[half:]
-    return bytes(words)
+def _join_planes(planes: bytes | memoryview, words: bytearray) -> memoryview:
+    size, view = len(planes), memoryview(planes)
+    words[0:size:2] = view[: size // 2]
+    words[1:size:2] = view[size // 2 :]
+    return memoryview(words)[:size]
 
 
 def _reject(chunk: Chunk, found: str) -> NoReturn:

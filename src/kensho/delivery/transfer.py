@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, local
 from typing import Protocol
 
 from kensho.base.errors import DigestMismatch, NotFoundAtSource, TransportError
 from kensho.base.events import ChunkRejected, DownloadProgress, Emit
 from kensho.base.ids import Digest, digest_of
+from kensho.delivery.chunk_list import MAX_CHUNK_BYTES
 from kensho.delivery.hashing import THREADS
 from kensho.delivery.layout import pack_path
 from kensho.delivery.parallel import for_each
-from kensho.delivery.plan import Copy, Fetch, Item, Plan
+from kensho.delivery.plan import MAX_RANGE_BYTES, Copy, Fetch, Item, Plan
 from kensho.delivery.sources import Source
 from kensho.delivery.store import Store
 
@@ -69,6 +70,7 @@ class Transfer:
         self._down = reason
         self._is_halted = False
         self._lock = Lock()
+        self._of_thread = local()
 
     def run(self, plan: Plan, names: Mapping[Digest, str]) -> Outcome:
         """Blocks until done. `names` has a path for each file's digest, for events.
@@ -156,30 +158,34 @@ class Transfer:
         if self._down or self._source is None:
             raise self._down or TransportError("there is no source", advice="name one")
         first, last = waiting[0].chunk, waiting[-1].chunk
-        buffer, start = bytearray(), first.pack_offset
-        length = last.pack_offset + last.encoded_bytes - start
+        start, length = first.pack_offset, last.pack_offset + last.encoded_bytes - first.pack_offset
+        memory, count = self._memory(), 0
+        encoded = memoryview(memory.encoded)
         with closing(self._source.read_range(pack_path(first.pack), start, length)) as pieces:  # type: ignore[type-var]
             for piece in pieces:
-                buffer += piece
-                while waiting and waiting[0].chunk.pack_offset + waiting[0].chunk.encoded_bytes <= start + len(buffer):
+                encoded[count : count + len(piece)] = piece
+                count += len(piece)
+                while waiting and (end := _end(waiting[0]) - start) <= count:
                     item = waiting.popleft()
-                    at = item.chunk.pack_offset - start
-                    end = at + item.chunk.encoded_bytes
-                    if not self._accept(item, bytes(memoryview(buffer)[at:end])):
+                    if not self._accept(item, encoded[end - item.chunk.encoded_bytes : end], memory.decoded):
                         return item
-                    del buffer[:end]
-                    start += end
                 if self._is_halted:
                     return None
         if waiting:
             raise TransportError(f"{self._source.name} ended a range too early", advice="try again later")
         return None
 
-    def _accept(self, item: Item, encoded: bytes) -> bool:
+    def _memory(self) -> "_Memory":
+        found: _Memory | None = getattr(self._of_thread, "memory", None)
+        if found is None:
+            found = self._of_thread.memory = _Memory()
+        return found
+
+    def _accept(self, item: Item, encoded: memoryview, scratch: bytearray) -> bool:
         from kensho.delivery.packs import decode_chunk
 
         try:
-            data = decode_chunk(encoded, item.chunk)
+            data = decode_chunk(encoded, item.chunk, scratch=scratch)
         except DigestMismatch:
             culprit = self._blame.blame() if self._blame else "the source"
             slot, digest = item.slots[0], item.chunk.digest
@@ -192,7 +198,7 @@ class Transfer:
 
     # --- both ---
 
-    def _store_chunk(self, item: Item, data: bytes, origin: str) -> None:
+    def _store_chunk(self, item: Item, data: bytes | memoryview, origin: str) -> None:
         for slot in item.slots:
             self._store.staging.write(slot, data)
         with self._lock:
@@ -208,3 +214,16 @@ class Transfer:
         with self._lock:
             for item in items:
                 self._outcome.failed[item.chunk.digest] = error
+
+
+class _Memory:
+    """What one thread uses for all its ranges: memory that is new for each chunk costs more (the kernel zeroes it, page
+    by page) than the network or the decoding."""
+
+    def __init__(self) -> None:
+        self.encoded = bytearray(MAX_RANGE_BYTES)
+        self.decoded = bytearray(MAX_CHUNK_BYTES)
+
+
+def _end(item: Item) -> int:
+    return item.chunk.pack_offset + item.chunk.encoded_bytes
