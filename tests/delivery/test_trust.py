@@ -105,7 +105,7 @@ class Client:
         self.trust = Trust(folder, now=lambda: self.now, emit=self.events.append)
 
     def files(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in self.folder.iterdir() if path.suffix == ".json"}
+        return {path.name: path.read_bytes() for path in self.folder.iterdir() if path.suffix in (".json", ".record")}
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_a_refresh_without_news_costs_two_requests_and_changes_only_the_clock(
     client.trust.refresh(publisher.source)
     assert publisher.source.requests - requests == 2
     after = client.files()
-    assert {name for name in after if after[name] != before.get(name)} == {"clock.json"}
+    assert {name for name in after if after[name] != before.get(name)} == {"refresh.record"}
 
 
 def test_a_store_without_root_asks_for_init(publisher: Publisher, ram: Path) -> None:
@@ -646,7 +646,7 @@ def test_a_refresh_killed_at_any_operation_goes_on_next_time(publisher: Publishe
         except Stopped:
             disk.release()
         for name, data in client.files().items():
-            assert name == "clock.json" or digest_of(data) in accepted
+            assert name == "refresh.record" or digest_of(data) in accepted
         client.trust.refresh(publisher.source)
         assert client.files()["targets.json"] == publisher.source.files["metadata/2.targets.json"]
         if not disk.is_reached:

@@ -1,5 +1,6 @@
 """kensho.delivery.trusted_folder: documents change one by one, atomically, and never back."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 from kensho.base.errors import ConfigError, StorageError, StoreBusy
 from kensho.delivery.disk import RealDisk
-from kensho.delivery.trusted_folder import TrustedFolder
+from kensho.delivery.trusted_folder import Refreshed, TrustedFolder
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
+REFRESH = Refreshed(at=NOW, role="timestamp", expires=NOW.replace(year=2027))
 
 
 @pytest.fixture
@@ -49,24 +51,37 @@ def test_a_commit_waits_for_no_one(folder: TrustedFolder) -> None:
     try:
         with pytest.raises(StoreBusy):
             folder.commit("timestamp", b"1", None)
-        folder.raise_floor(NOW)  # the other process raises it
+        folder.note_refresh(REFRESH)  # the other process notes its own
     finally:
         disk.close(fd)
 
 
 def test_the_clock_has_a_floor_that_only_rises(folder: TrustedFolder) -> None:
     assert folder.latest_seen().year == 1970
-    folder.raise_floor(NOW)
-    folder.raise_floor(NOW.replace(year=2025))
+    folder.note_refresh(REFRESH)
+    folder.note_refresh(replace(REFRESH, at=NOW.replace(year=2025), role="root"))
     assert folder.latest_seen() == NOW
+    assert folder.refreshed() == REFRESH
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"latest":-1}', b'{"latest":1e9}', b'{"latest":' + b"9" * 30 + b"}"])
-def test_a_damaged_floor_is_no_floor(folder: TrustedFolder, data: bytes) -> None:
-    (folder.path / "clock.json").write_bytes(data)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b'{"at":-1,"expires":1,"role":"root"}',
+        b'{"at":1e9,"expires":1,"role":"root"}',
+        b'{"at":1,"expires":' + b"9" * 18 + b',"role":"root"}',
+        b'{"at":1,"expires":1,"role":7}',
+        b"x" * 300,
+    ],
+)
+def test_a_damaged_record_of_the_refresh_is_none(folder: TrustedFolder, data: bytes) -> None:
+    (folder.path / "refresh.record").write_bytes(data)
+    assert folder.refreshed() is None
     assert folder.latest_seen().year == 1970
-    folder.raise_floor(NOW)
-    assert folder.latest_seen() == NOW
+    folder.note_refresh(REFRESH)
+    assert folder.refreshed() == REFRESH
 
 
 def test_what_is_too_long_to_have_been_accepted_counts_as_nothing(folder: TrustedFolder) -> None:

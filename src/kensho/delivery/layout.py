@@ -25,10 +25,10 @@ def chunk_list_target(model: str, digest: Digest) -> str:
     return f"{model}/chunks/{digest}.chunks"
 
 
-def target_path(target: str, digest: Digest) -> str:
+def target_path(target: str, digest: str) -> str:
     """Path of the file that holds a target, relative to the repository."""
-    folder, _, name = target.rpartition("/")
-    return f"targets/{folder}/{digest}.{name}"
+    folder, slash, name = target.rpartition("/")
+    return f"targets/{folder}{slash}{digest}.{name}"
 
 
 def pack_path(pack: Digest) -> str:

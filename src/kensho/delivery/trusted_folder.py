@@ -1,8 +1,11 @@
 """The folder of accepted TUF metadata (STORE/trusted): small files that change one by one, atomically, under a lock.
 
     root.json timestamp.json snapshot.json targets.json    as last accepted
-    first_root.json                                         what the person handed over
-    clock.json                                              time of the latest successful refresh
+    <role>.json                                             delegated roles, as last accepted, by quoted name
+    first_root.record                                       what the person handed over
+    refresh.record                                          when the latest refresh succeeded, what expires first
+
+No role can have the name of a record. Nothing here imports tuf: an offline start can say since when it is offline.
 
 Several processes may refresh the same folder. Each reads without the lock, checks, then commits under it, naming what
 it had read: if another process committed something else meanwhile, the commit is StoreBusy, so that a process with an
@@ -11,6 +14,7 @@ older view never puts metadata back. Committing what is there already is no chan
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -22,8 +26,22 @@ from kensho.delivery.strict_json import Fields, dump, parse
 
 MAX_BYTES: Final = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
 """python-tuf's limits (ngclient/config.py)."""
+_FIRST_ROOT: Final = "/first_root"
+_REFRESH: Final = "/refresh"
+"""Own records: a slash is in no quoted name of a role."""
 _LATEST_S = 253_402_300_799
 """The last second of the year 9999: datetime ends there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The latest refresh that succeeded: updates are safe until `expires`; what is installed works after it, too."""
+
+    at: datetime
+    role: str
+    """Which of the four roles expires first."""
+    expires: datetime
+    """When it does, UTC, whole seconds."""
 
 
 class TrustedFolder:
@@ -40,9 +58,9 @@ class TrustedFolder:
         """
         with storage_errors("trust the root", self.path):
             make_folders(self._disk, self.path)
-        first, current = self.read("first_root"), self.read("root")
+        first, current = self.read(_FIRST_ROOT), self.read("root")
         if first is None or current is None or not is_root(current):
-            self.commit("first_root", root, first)
+            self.commit(_FIRST_ROOT, root, first)
             self.commit("root", root, current)
             return root
         if root not in (first, current):
@@ -55,7 +73,7 @@ class TrustedFolder:
         """The document last accepted. None if there is none, or if it is too long to have been accepted."""
         try:
             with storage_errors("read the trusted metadata", self.path):
-                return read_document(self._disk, self._file(name), max_bytes=MAX_BYTES.get(name, MAX_BYTES["root"]))
+                return read_document(self._disk, self._file(name), max_bytes=MAX_BYTES.get(name, MAX_BYTES["targets"]))
         except TrustError:
             return None
 
@@ -71,25 +89,35 @@ class TrustedFolder:
                 )
             write_document(self._disk, self._file(name), data)
 
-    def latest_seen(self) -> datetime:
-        """The floor of the clock. The beginning of time if there is none, or if it is damaged: it only tightens."""
-        data = self.read("clock")
-        if data is not None:
+    def refreshed(self) -> Refreshed | None:
+        """Of the latest successful refresh; None before the first one, or if the record is damaged. No network."""
+        if (data := self.read(_REFRESH)) is not None:
             try:
-                fields = Fields(parse(data, what="clock.json", max_bytes=100), "clock.json", {"latest"})
-                return datetime.fromtimestamp(fields.integer("latest", low=0, high=_LATEST_S), UTC)
+                fields = Fields(parse(data, what="the record", max_bytes=200), "the record", {"at", "role", "expires"})
+                at, expires = (fields.integer(name, low=0, high=_LATEST_S) for name in ("at", "expires"))
+                role = fields.text("role", max_bytes=20)
+                return Refreshed(datetime.fromtimestamp(at, UTC), role, datetime.fromtimestamp(expires, UTC))
             except TrustError:
                 pass
-        return datetime.fromtimestamp(0, UTC)
+        return None
 
-    def raise_floor(self, now: datetime) -> None:
-        """The clock is never below `now` again. If another process is raising it at this moment, that one does."""
-        if now > self.latest_seen():
+    def latest_seen(self) -> datetime:
+        """The floor of the clock. The beginning of time if there is none, or if it is damaged: it only tightens."""
+        found = self.refreshed()
+        return found.at if found else datetime.fromtimestamp(0, UTC)
+
+    def note_refresh(self, now: Refreshed) -> None:
+        """A refresh has succeeded: the clock is never below `now.at` again. An older view changes nothing.
+
+        If another process is noting its own at this moment, that one does.
+        """
+        if now.at >= self.latest_seen():
+            facts = {"at": int(now.at.timestamp()), "role": now.role, "expires": int(now.expires.timestamp())}
             with suppress(StoreBusy):
-                self.commit("clock", dump({"latest": int(now.timestamp())}), self.read("clock"))
+                self.commit(_REFRESH, dump(facts), self.read(_REFRESH))
 
     def _file(self, name: str) -> Path:
-        return self.path / f"{name}.json"
+        return self.path / (f"{name[1:]}.record" if name.startswith("/") else f"{name}.json")
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
