@@ -348,6 +348,24 @@ def test_a_threshold_needs_distinct_keys(client: Client, publisher: Publisher) -
     client.trust.refresh(publisher.source)
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_a_threshold_counts_keys_and_not_ids_of_keys(role: str, client: Client, publisher: Publisher) -> None:
+    """GMS-2022-4197, CVE-2026-23992: one key under two ids would be two signatures."""
+    (signer,) = publisher.signers[role]
+    twin = type(signer.public_key).from_dict("ab" * 32, signer.public_key.to_dict())
+    publisher.root.add_key(twin, role)
+    publisher.root.roles[role].threshold = 2
+    publisher.signers[role].append(CryptoSigner(signer._private_key, twin))
+    publisher.root.version += 1
+    publisher.publish_root()
+    publisher.publish(step=1)
+    with pytest.raises(TrustError) as caught:
+        client.trust.refresh(publisher.source)
+    assert (caught.value.facts["role"], caught.value.facts["reason"]) == (role, "signature")
+    versions = {name: json.loads(client.files()[f"{name}.json"])["signed"]["version"] for name in ROLES}
+    assert versions[role] == 1
+
+
 @pytest.mark.parametrize(
     "lie",
     [
@@ -504,7 +522,12 @@ def test_well_signed_metadata_of_any_shape_is_used_or_refused_and_nothing_else(d
 
 def test_json_traps_are_refused(client: Client, publisher: Publisher) -> None:
     good = publisher.source.files["metadata/timestamp.json"]
-    for trap in (b"[" * 16_000, b'{"signed":' * 1600, b"null", b"{}", b'{"signed":{}}', b"\xff", good + good, b""):
+    twice = good.replace(b'"version":1', b'"version":1,"version":1', 1)
+    assert twice != good
+    long = good.replace(b'"signatures"', b'"x":' + b"9" * 5000 + b',"signatures"', 1)
+    odd = good.replace(b'"signatures"', b'"x":NaN,"signatures"', 1)
+    traps = (b"[" * 16_000, b'{"signed":' * 1600, b"null", b"{}", b'{"signed":{}}', b"\xff", good + good, b"")
+    for trap in (*traps, twice, long, odd):
         publisher.source.files["metadata/timestamp.json"] = trap
         refused(client, publisher, "timestamp", "malformed")
 

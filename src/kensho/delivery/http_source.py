@@ -108,13 +108,16 @@ class HttpSource:
 
     # --- one request ---
 
+    def _address(self, path: str) -> str:
+        return urljoin(self._base, quote(path))
+
     @contextmanager
     def _get(self, path: str, headers: Mapping[str, str], length: int) -> Iterator[urllib3.BaseHTTPResponse]:
         """The response of status 200 or 206. Anything else, and any failure inside, is a TransportError."""
         watch = _Watch(self._stall_s + WINDOW_S + length / MIN_BYTES_PER_S)
         response: urllib3.BaseHTTPResponse | None = None
         try:
-            response = self._follow(urljoin(self._base, quote(path)), headers)
+            response = self._follow(self._address(path), headers)
             self._check_status(response, path)
             yield response
             if watch.is_over:  # to the parser a socket that was shut down is an answer that ended
