@@ -11,7 +11,7 @@ from kensho.runtime.decoder import (
     AddNorm,
     Attention,
     Embed,
-    GatedGelu,
+    Gated,
     Head,
     HeadNorm,
     Linear,
@@ -21,24 +21,30 @@ from kensho.runtime.decoder import (
     link,
 )
 from kensho.runtime.graph_ops import INLINE_BYTES
-from kensho.runtime.hf_config import Model, ModelSpec, expected_tensors, parse_config
+from kensho.runtime.hf_config import Model, parse_config
+from kensho.runtime.model_spec import ModelSpec, expected_tensors
 from kensho.runtime.safetensors import Tensor
 from kensho.runtime.weights_layout import PAGE_BYTES, plan_layout
 
+SIZES = {
+    "vocab_size": 20_000,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
+FAMILIES = {
+    "gemma3_text": {"model_type": "gemma3_text"},
+    "llama": {"model_type": "llama"},
+    "tied llama": {"model_type": "llama", "tie_word_embeddings": True},
+}
 
-@pytest.fixture
-def spec() -> ModelSpec:
-    config = {
-        "model_type": "gemma3_text",
-        "vocab_size": 20_000,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-    }
-    return parse_config(json.dumps(config).encode())
+
+@pytest.fixture(params=FAMILIES)
+def spec(request: pytest.FixtureRequest) -> ModelSpec:
+    return parse_config(json.dumps(SIZES | FAMILIES[request.param]).encode())
 
 
 @pytest.fixture
@@ -55,7 +61,7 @@ def _reads(op: Op) -> tuple[str, ...]:
             return (op.query, op.key, op.value)
         case AddNorm():
             return (op.x, op.skip)
-        case GatedGelu():
+        case Gated():
             return (op.gate, op.up)
         case _:
             return (op.x,)
@@ -91,7 +97,7 @@ def test_every_value_is_made_once_and_before_it_is_read(spec: ModelSpec, is_fuse
 def test_every_tensor_has_its_place_in_the_operations(spec: ModelSpec) -> None:
     used = [name for op in link(spec) for name in _weights(op)]
     assert set(used) == set(expected_tensors(spec))
-    assert len(used) == len(set(used)) + 1  # the tied table is read twice
+    assert len(used) - len(set(used)) == int(spec.is_tied)  # the tied table is read twice
 
 
 def test_fusing_joins_q_k_v_and_gate_up_and_nothing_else(spec: ModelSpec) -> None:
@@ -117,3 +123,4 @@ def test_places_are_page_aligned_and_tile_the_file(model: Model) -> None:
     table = layout.matrices["model.embed_tokens.weight"]
     assert (table.rows, table.columns) == (20_000, 48)
     assert f"{table.name}.sums" in layout.places
+    assert ("lm_head.weight" in layout.matrices) != model.spec.is_tied

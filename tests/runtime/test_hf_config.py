@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kensho.base.errors import ModelError, UnknownArchitecture
-from kensho.runtime.hf_config import (
-    LayerSpec,
-    ModelSpec,
-    check_tensors,
-    expected_tensors,
-    parse_config,
-    read_model,
-    read_model_spec,
-)
+from kensho.runtime.hf_config import check_tensors, parse_config, read_model, read_model_spec
+from kensho.runtime.model_spec import LayerSpec, ModelSpec, expected_tensors
 from kensho.runtime.rope import Rope
 from kensho.runtime.safetensors import Tensor
 
@@ -90,7 +83,9 @@ def test_absent_settings_have_the_defaults_of_the_family() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("model_type", "llama"),
+        ("model_type", "qwen2"),
+        ("model_type", "qwen3"),
+        ("model_type", "mamba"),
         ("model_type", None),
         ("model_type", ["gemma3_text"]),
         ("architectures", ["Gemma3ForSequenceClassification"]),

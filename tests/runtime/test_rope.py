@@ -7,7 +7,7 @@ import pytest
 
 from kensho.base.errors import ModelError, UnknownArchitecture
 from kensho.runtime.config_reader import ConfigReader
-from kensho.runtime.rope import Rope, read_ropes, rope_tables
+from kensho.runtime.rope import Bands, Rope, read_ropes, rope_tables
 
 
 def _read(**config: object) -> tuple[Rope, Rope]:
@@ -74,3 +74,28 @@ def test_the_tables_are_the_angles_of_the_definition() -> None:
         angle = position / 2.0 / 1e4 ** (2 * pair / 8)
         assert cos[position, pair] == pytest.approx(math.cos(angle), abs=1e-5)
         assert sin[position, pair] == pytest.approx(math.sin(angle), abs=1e-5)
+
+
+def test_llama_3_slows_down_slow_pairs_only_and_blends_between() -> None:
+    """Values of `_compute_llama3_parameters` by its own words, in float64."""
+    rope, head_dim = Rope(5e5, 8.0, Bands(1.0, 4.0, 8192)), 64
+    _, sin = rope_tables(rope, head_dim, 2)
+    kinds = set()
+    for pair in range(head_dim // 2):
+        plain = 5e5 ** (-2 * pair / head_dim)
+        wavelength = 2 * math.pi / plain
+        if wavelength < 8192 / 4:
+            kind, expected = "fast", plain
+        elif wavelength > 8192 / 1:
+            kind, expected = "slow", plain / 8
+        else:
+            share = (8192 / wavelength - 1) / (4 - 1)
+            kind, expected = "between", (1 - share) * plain / 8 + share * plain
+        kinds.add(kind)
+        assert math.asin(float(sin[1, pair])) == pytest.approx(expected, rel=1e-5)
+    assert kinds == {"fast", "slow", "between"}
+
+
+def test_ropes_that_differ_have_tables_of_different_names() -> None:
+    ropes = [Rope(1e4), Rope(1e4, 8.0), Rope(1e4, 8.0, Bands(1.0, 4.0, 32)), Rope(1e4, 8.0, Bands(1.0, 4.0, 64))]
+    assert len({rope.name for rope in ropes}) == 4

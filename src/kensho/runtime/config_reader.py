@@ -21,7 +21,8 @@ WITHOUT_EFFECT = frozenset(
     bad_words_ids begin_suppress_tokens suppress_tokens diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size no_repeat_ngram_size exponential_decay_length_penalty length_penalty repetition_penalty
     max_length min_length num_beam_groups num_beams num_return_sequences temperature top_k top_p typical_p
-    remove_invalid_values tf_legacy_loss is_decoder unsloth_version unsloth_fixed""".split()  # noqa: SIM905
+    remove_invalid_values tf_legacy_loss is_decoder unsloth_version unsloth_fixed
+    transformers.js_config""".split()  # noqa: SIM905
 )
 """Keys of transformers' PretrainedConfig (4.57.6) that do not change the logits of a given sequence of ids."""
 

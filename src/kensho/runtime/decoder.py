@@ -8,11 +8,10 @@ their tensors. The raw tier lowers the linked form (its weights must stay where 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kensho.runtime.hf_config import ModelSpec
+from kensho.runtime.model_spec import EMBEDDING, Activation, ModelSpec
 
 INPUT_IDS = "input_ids"
 LOGITS = "logits"
-TABLE = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,10 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
-class GatedGelu:
-    """out = gelu_tanh(gate) * up."""
+class Gated:
+    """out = activation(gate) * up."""
 
+    activation: Activation
     out: str
     gate: str
     up: str
@@ -91,14 +91,14 @@ class Head:
     table: str
 
 
-Op = Embed | Norm | AddNorm | HeadNorm | Linear | Attention | GatedGelu | Head
+Op = Embed | Norm | AddNorm | HeadNorm | Linear | Attention | Gated | Head
 
 
 def link(spec: ModelSpec, on_layer: Callable[[int, int], None] | None = None) -> list[Op]:
     """The operations of one step of the model. `on_layer(done, total)` is called for each layer."""
     total = len(spec.layers)
     ops: list[Op] = [
-        Embed("embedded", TABLE),
+        Embed("embedded", EMBEDDING),
         Norm("layer.0.input", "embedded", "model.layers.0.input_layernorm.weight"),
     ]
     skip = "embedded"
@@ -110,7 +110,7 @@ def link(spec: ModelSpec, on_layer: Callable[[int, int], None] | None = None) ->
         skip = f"layer.{index}.output"
         if on_layer:
             on_layer(index + 1, total)
-    ops.append(Head(LOGITS, "normed", TABLE))
+    ops.append(Head(LOGITS, "normed", spec.head_tensor))
     return ops
 
 
@@ -129,26 +129,37 @@ def fuse(ops: Iterable[Op], on_op: Callable[[], None] | None = None) -> list[Op]
 
 
 def _layer(spec: ModelSpec, index: int, skip: str, next_input: str, next_gain: str) -> list[Op]:
-    """One layer of Gemma 3: norms before and after both halves ("sandwich"), q and k normed by head."""
+    """One layer: from the residual stream `skip` and its normed input to the stream after it and the next input."""
     at, tensor = f"layer.{index}.", f"model.layers.{index}."
+    ops: list[Op] = []
 
-    def linear(out: str, x: str, weight: str) -> Linear:
-        return Linear((at + out,), at + x, (f"{tensor}{weight}_proj.weight",))
+    def linear(out: str, x: str, weight: str) -> str:
+        ops.append(Linear((at + out,), at + x, (f"{tensor}{weight}_proj.weight",)))
+        return at + out
 
-    return [
-        linear("q", "input", "self_attn.q"),
-        linear("k", "input", "self_attn.k"),
-        linear("v", "input", "self_attn.v"),
-        HeadNorm(at + "q_normed", at + "q", f"{tensor}self_attn.q_norm.weight", spec.heads),
-        HeadNorm(at + "k_normed", at + "k", f"{tensor}self_attn.k_norm.weight", spec.kv_heads),
-        Attention(at + "attended", at + "q_normed", at + "k_normed", at + "v", index),
-        linear("o", "attended", "self_attn.o"),
-        Norm(at + "o_normed", at + "o", f"{tensor}post_attention_layernorm.weight"),
-        AddNorm(at + "mlp_input", at + "middle", at + "o_normed", skip, f"{tensor}pre_feedforward_layernorm.weight"),
-        linear("gate", "mlp_input", "mlp.gate"),
-        linear("up", "mlp_input", "mlp.up"),
-        GatedGelu(at + "gated", at + "gate", at + "up"),
-        linear("down", "gated", "mlp.down"),
-        Norm(at + "down_normed", at + "down", f"{tensor}post_feedforward_layernorm.weight"),
-        AddNorm(next_input, at + "output", at + "down_normed", at + "middle", next_gain),
-    ]
+    def head_norm(x: str, heads: int) -> str:
+        if not spec.has_head_norms:
+            return at + x
+        ops.append(HeadNorm(f"{at}{x}_normed", at + x, f"{tensor}self_attn.{x}_norm.weight", heads))
+        return f"{at}{x}_normed"
+
+    def sandwich_norm(x: str, norm: str) -> str:
+        if not spec.has_sandwich_norms:
+            return x
+        ops.append(Norm(f"{x}_normed", x, f"{tensor}{norm}_layernorm.weight"))
+        return f"{x}_normed"
+
+    for part in "qkv":
+        linear(part, "input", f"self_attn.{part}")
+    query, key = head_norm("q", spec.heads), head_norm("k", spec.kv_heads)
+    ops.append(Attention(at + "attended", query, key, at + "v", index))
+    attended = sandwich_norm(linear("o", "attended", "self_attn.o"), "post_attention")
+    # Without sandwich norms Hugging Face calls the norm before the feed-forward half "post attention".
+    before = "pre_feedforward" if spec.has_sandwich_norms else "post_attention"
+    ops.append(AddNorm(at + "mlp_input", at + "middle", attended, skip, f"{tensor}{before}_layernorm.weight"))
+    linear("gate", "mlp_input", "mlp.gate")
+    linear("up", "mlp_input", "mlp.up")
+    ops.append(Gated(spec.activation, at + "gated", at + "gate", at + "up"))
+    fed = sandwich_norm(linear("down", "gated", "mlp.down"), "post_feedforward")
+    ops.append(AddNorm(next_input, at + "output", fed, at + "middle", next_gain))
+    return ops

@@ -18,7 +18,7 @@ from kensho.runtime.decoder import (
     AddNorm,
     Attention,
     Embed,
-    GatedGelu,
+    Gated,
     Head,
     HeadNorm,
     Linear,
@@ -26,7 +26,7 @@ from kensho.runtime.decoder import (
     Op,
 )
 from kensho.runtime.graph_ops import FLOAT, INT32, INT64, MICROSOFT, GraphWriter
-from kensho.runtime.hf_config import ModelSpec
+from kensho.runtime.model_spec import Activation, ModelSpec
 from kensho.runtime.rope import Rope, rope_tables
 
 LAST_POSITION = "last_position"
@@ -99,9 +99,8 @@ def _lower(graph: GraphWriter, spec: ModelSpec, op: Op, lowering: Lowering) -> N
             lowering.linear(graph, op)
         case Attention():
             _lower_attention(graph, spec, op, lowering)
-        case GatedGelu():
-            active = graph.node("Gelu", [op.gate], f"{op.out}.gelu", approximate="tanh")
-            graph.node("Mul", [active, op.up], op.out)
+        case Gated():
+            graph.node("Mul", [_activate(graph, op.activation, op.gate, f"{op.out}.active"), op.up], op.out)
         case Head():
             # Only the last position is wanted: for 270M the head is 63 % of all weights.
             last = graph.node("Gather", [op.x, graph.constant("last", np.array([-1], np.int64))], "last_normed", axis=1)
@@ -114,6 +113,17 @@ def _lower(graph: GraphWriter, spec: ModelSpec, op: Op, lowering: Lowering) -> N
 
 def _norm(graph: GraphWriter, spec: ModelSpec, x: str, gain: str, out: str) -> str:
     return graph.node("SimplifiedLayerNormalization", [x, gain], out, axis=-1, epsilon=spec.norm_epsilon, stash_type=1)
+
+
+def _activate(graph: GraphWriter, activation: Activation, x: str, out: str) -> str:
+    match activation:
+        case "gelu_tanh":
+            return graph.node("Gelu", [x], out, approximate="tanh")
+        case "silu":
+            # QuickGelu is x * sigmoid(alpha * x).
+            return graph.node("QuickGelu", [x], out, domain=MICROSOFT, alpha=1.0)
+        case _:
+            assert_never(activation)
 
 
 def _lower_attention(graph: GraphWriter, spec: ModelSpec, op: Attention, lowering: Lowering) -> None:
@@ -144,5 +154,4 @@ def rope_constants(spec: ModelSpec, positions: int) -> dict[str, NDArray[np.floa
 
 
 def _rope_names(rope: Rope) -> tuple[str, str]:
-    # The exact numbers: two ropes that differ in the last digit are two.
-    return f"rope.{rope.theta!r}.{rope.factor!r}.cos", f"rope.{rope.theta!r}.{rope.factor!r}.sin"
+    return f"rope.{rope.name}.cos", f"rope.{rope.name}.sin"

@@ -16,6 +16,8 @@ from kensho.runtime.config_reader import ConfigReader
 KINDS = ("full_attention", "sliding_attention")
 _MAX_THETA = 1e12
 _MAX_FACTOR = 1e6
+_TYPES = ("default", "linear")
+_LLAMA_TYPES = (*_TYPES, "llama3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,38 @@ class Rope:
     theta: float
     factor: float = 1.0
     """Linear scaling ("position interpolation"); 1 = none."""
+    bands: "Bands | None" = None
+    """The factor is for slow pairs only (Llama 3); None = for all of them."""
+
+    @property
+    def name(self) -> str:
+        """Exact, for the names of the tables: two ropes that differ in the last digit are two."""
+        numbers = [self.theta, self.factor]
+        if self.bands:
+            numbers += [self.bands.low, self.bands.high, self.bands.positions]
+        return ".".join(map(repr, numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Llama 3: a pair that turns fewer than `low` times in `positions` is slowed down by the factor, one that turns
+    more than `high` times is left alone, between them the two are blended."""
+
+    low: float
+    high: float
+    positions: int
+    """The context that the model was first trained for."""
+
+
+def read_rope(config: ConfigReader, *, theta: float) -> Rope:
+    """The rope of a model that has one for all layers, llama3 scaling included. `theta` is the family's default."""
+    old = _rope(config.section("rope_scaling"), _theta(config, "rope_theta"), theta, _LLAMA_TYPES)
+    parameters = config.section("rope_parameters")
+    if parameters is None:
+        return old
+    new = _rope(parameters, None, theta, _LLAMA_TYPES)
+    _refuse_disagreement(config, ("rope_theta", "rope_scaling"), old, new)
+    return new
 
 
 def read_ropes(config: ConfigReader, *, full_theta: float, local_theta: float) -> tuple[Rope, Rope]:
@@ -51,9 +85,21 @@ def rope_tables(rope: Rope, head_dim: int, positions: int) -> tuple[NDArray[np.f
     Angles are rounded to float32 as transformers does, so that far positions agree with it.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    frequencies = (rope.theta**-exponents).astype(np.float32) / np.float32(rope.factor)
+    frequencies = _scale((rope.theta**-exponents).astype(np.float32), rope)
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]
     return np.cos(angles), np.sin(angles)
+
+
+def _scale(frequencies: NDArray[np.float32], rope: Rope) -> NDArray[np.float32]:
+    """The angle per position of each pair. Source: `_compute_llama3_parameters` in transformers 4.57.6."""
+    slow = frequencies / np.float32(rope.factor)
+    if rope.bands is None:
+        return slow
+    turns = np.float32(rope.bands.positions / (2 * np.pi)) * frequencies
+    share = (turns - np.float32(rope.bands.low)) / np.float32(rope.bands.high - rope.bands.low)
+    share = np.clip(share, np.float32(0), np.float32(1))
+    scaled: NDArray[np.float32] = (1 - share) * slow + share * frequencies
+    return scaled
 
 
 def _refuse_disagreement(config: ConfigReader, older: tuple[str, ...], old: Rope, new: Rope) -> None:
@@ -67,15 +113,27 @@ def _theta(config: ConfigReader, name: str) -> float | None:
     return None if config.value(name) is None else config.number(name, 1.0, _MAX_THETA)
 
 
-def _rope(section: ConfigReader | None, theta: float | None, default: float) -> Rope:
+def _rope(section: ConfigReader | None, theta: float | None, default: float, types: tuple[str, ...] = _TYPES) -> Rope:
     if section is None:
         return Rope(default if theta is None else theta)
     for name in ("rope_type", "type"):
-        section.expect(name, ("default", "linear"), "default")
-    is_linear = "linear" in (section.value("rope_type"), section.value("type"))
+        section.expect(name, types, "default")
+    stated = {section.value("rope_type"), section.value("type")} - {None, "default"}
     section.expect("partial_rotary_factor", (1, 1.0), 1.0)
     own_theta = _theta(section, "rope_theta")
     theta = own_theta if own_theta is not None else theta
-    factor = section.number("factor", 1.0, _MAX_FACTOR) if is_linear else 1.0
+    factor = section.number("factor", 1.0, _MAX_FACTOR) if stated else 1.0
+    bands = _bands(section) if "llama3" in stated else None
     section.refuse_unread()
-    return Rope(default if theta is None else theta, factor)
+    return Rope(default if theta is None else theta, factor, bands)
+
+
+def _bands(section: ConfigReader) -> Bands:
+    bands = Bands(
+        section.number("low_freq_factor", 0.0, _MAX_FACTOR),
+        section.number("high_freq_factor", 0.0, _MAX_FACTOR),
+        section.integer("original_max_position_embeddings", 1, 2**30),
+    )
+    if bands.low >= bands.high:
+        raise ModelError("config.json: low_freq_factor is not below high_freq_factor", advice="export the model again")
+    return bands

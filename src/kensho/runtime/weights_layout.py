@@ -8,7 +8,7 @@ has one section, with its hashes, for each.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kensho.runtime.decoder import Embed, Linear, Op
+from kensho.runtime.decoder import Embed, Head, Linear, Op
 from kensho.runtime.graph_ops import INLINE_BYTES
 from kensho.runtime.hf_config import Model
 
@@ -66,8 +66,8 @@ def plan_layout(model: Model, ops: Iterable[Op], ropes: dict[str, int]) -> Layou
         end = places[name].end
 
     for op in ops:
-        sources = op.weights if isinstance(op, Linear) else (op.table,) if isinstance(op, Embed) else ()
-        if sources:
+        sources = op.weights if isinstance(op, Linear) else (op.table,) if isinstance(op, Embed | Head) else ()
+        if sources and sources[0] not in matrices:  # the head of a tied model is its embedding table
             shapes = [model.tensors[source].shape for source in sources]
             matrix = Matrix(sources[0], sources, tuple(rows for rows, _ in shapes), shapes[0][1])
             matrices[matrix.name] = matrix
