@@ -1,5 +1,6 @@
 """A real Gemma-3 text model with random weights, made once a run, and small edits of it."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -24,6 +25,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model") / "model"
     subprocess.run([sys.executable, MAKE_GEMMA, folder, "--size", "tiny"], check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+@pytest.fixture
+def llama_model(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of `tiny_llama.py` whose config.json has these values."""
+    spec = importlib.util.spec_from_file_location("tiny_llama", Path(__file__).with_name("tiny_llama.py"))
+    assert spec and spec.loader
+    tiny_llama = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny_llama)
+
+    def make(**changes: object) -> Path:
+        folder = tmp_path / f"llama-{len(list(tmp_path.iterdir()))}"
+        tiny_llama.make_llama(folder, changes)
+        return folder
+
+    return make
 
 
 @pytest.fixture
