@@ -30,6 +30,7 @@ MAX_RECORDS = 100_000
 """Verification records kept, about 15 MB; those verified longest ago are dropped first, and cost a hashing. A guess:
 24 times the files of the largest model there can be."""
 _CLIENT_ID = "client_id"
+_SCRUB = "scrub"
 _SHORTFALL = "shortfall/"
 """What a shortfall's setting is named: this, and the model."""
 
@@ -212,6 +213,23 @@ class State:
             self._put_records(db, good)
             db.executemany("DELETE FROM records WHERE dev = ? AND inode = ?", bad)
             db.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (kind, now, damaged))
+
+    def finish_scrub(self, *, good: Iterable[Record], bad: Iterable[tuple[int, int]]) -> None:
+        """What a scrub has found out about whole files. Not durable at once."""
+        if self.is_read_only:
+            return
+        with self._writing(is_durable=False) as db:
+            self._put_records(db, good)
+            db.executemany("DELETE FROM records WHERE dev = ? AND inode = ?", bad)
+
+    def scrub_cursor(self) -> str | None:
+        """As `set_scrub_cursor` was given it; None before the first scrub."""
+        return self.setting(_SCRUB)
+
+    def set_scrub_cursor(self, cursor: str) -> None:
+        """Where the scrub has got to. Not durable at once: one that is lost costs another hashing."""
+        with self._writing(is_durable=False) as db:
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_SCRUB, cursor))
 
     def keep_records(self, inodes: set[tuple[int, int]]) -> None:
         """Forget the records of all other files."""
