@@ -1,8 +1,8 @@
 """From a Hugging Face folder to what the graph builder needs to know: sizes, layer kinds, tensor names and shapes.
 
 `families.FAMILIES` names the architectures whose mathematics is implemented and compared with transformers. All else,
-and every unknown setting, is refused by name (UnknownArchitecture): a wrong guess would still produce fluent text. Reads
-config.json and the tensor tables, never the weights.
+and every unknown setting, is refused by name (UnknownArchitecture): a wrong guess would still produce fluent text.
+Reads config.json and the tensor tables, never the weights.
 """
 
 import json
