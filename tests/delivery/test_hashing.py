@@ -1,13 +1,15 @@
 """Digests of spans, whatever the number of threads."""
 
 import errno
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from kensho.base.ids import digest_of
 from kensho.delivery.disk import RealDisk
-from kensho.delivery.hashing import BLOCK_BYTES, BackgroundHash, hash_file, hash_spans
+from kensho.delivery.hashing import BLOCK_BYTES, FollowingHash, hash_file, hash_spans
+from kensho.delivery.parallel import for_each
 from kensho.testing.disk import FaultyDisk
 
 DATA = bytes(i * 31 % 253 for i in range(BLOCK_BYTES + 12345))
@@ -34,16 +36,51 @@ def test_a_read_error_is_not_swallowed(tmp_path: Path) -> None:
     disk.close(fd)
 
 
-def test_a_hash_in_the_background_is_the_same_and_tells_its_error(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(DATA)
-    good, bad = RealDisk(), FaultyDisk(at=2, fault=errno.EIO, is_reading=True)
-    for disk in (good, bad):
-        fd = disk.open_read(tmp_path / "f")
-        hashing = BackgroundHash(disk, fd, len(DATA))
-        hashing.wait()
+PARTS = [5, BLOCK_BYTES, 1, 3000, 9339]
+ORDERS = list(permutations(range(5)))[::7]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_following_hash_is_that_of_the_file_in_whatever_order_it_is_filled(threads: int, tmp_path: Path) -> None:
+    assert sum(PARTS) == len(DATA)
+    starts = [sum(PARTS[:index]) for index in range(5)]
+    disk = RealDisk()
+    for order in ORDERS:
+        fd = disk.open_write(tmp_path / f"{threads}{order}")
+        following = FollowingHash(disk, tmp_path / f"{threads}{order}", PARTS)
+
+        def act(index: int, fd: int = fd, following: FollowingHash = following) -> None:
+            disk.write(fd, DATA[starts[index] : starts[index] + PARTS[index]], starts[index])
+            following.fill(index)
+            following.follow()
+
+        for_each(order, act, threads=threads)
+        (tmp_path / f"{threads}{order}").write_bytes(b"")  # it has followed to the end: nothing is left to read
+        assert following.finish(fd) == digest_of(DATA)
         disk.close(fd)
-        if disk is good:
-            assert hashing.result() == digest_of(DATA)
-        else:
-            with pytest.raises(OSError, match="Input/output"):
-                hashing.result()
+
+
+def test_a_part_that_is_written_again_is_hashed_again(tmp_path: Path) -> None:
+    path, disk = tmp_path / "f", RealDisk()
+    path.write_bytes(b"wrong" + DATA[5:])
+    following = FollowingHash(disk, path, PARTS)
+    following.fill(*range(5))
+    following.follow()
+    path.write_bytes(DATA)
+    following.fill(0)
+    fd = disk.open_read(path)
+    assert following.finish(fd) == digest_of(DATA)
+    disk.close(fd)
+
+
+def test_what_nobody_filled_is_hashed_at_the_end(tmp_path: Path) -> None:
+    path, disk = tmp_path / "f", RealDisk()
+    path.write_bytes(DATA)
+    following = FollowingHash(disk, path, PARTS)
+    following.fill(0, 1, 4)
+    following.follow()
+    fd = disk.open_read(path)
+    assert following.finish(fd) == digest_of(DATA)
+    disk.close(fd)
+    with pytest.raises(OSError, match="Bad file"):
+        FollowingHash(disk, path, PARTS).finish(fd)

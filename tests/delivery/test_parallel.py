@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from kensho.delivery.parallel import for_each
+from kensho.delivery.parallel import Meanwhile, for_each
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -35,3 +35,13 @@ def test_the_first_error_ends_the_work_and_leaves_no_thread(threads: int, kind: 
         for_each(iter(range(10**9)), act, threads=threads)
     assert set(range(5)) <= set(done)
     assert threading.active_count() == before
+
+
+def test_what_runs_meanwhile_has_ended_when_the_block_is_left_and_tells_its_error() -> None:
+    before = threading.active_count()
+    with Meanwhile(lambda: 7) as seven, pytest.raises(ValueError, match="here"):
+        raise ValueError("here")
+    assert threading.active_count() == before
+    assert seven.result() == 7
+    with pytest.raises(ZeroDivisionError):
+        Meanwhile(lambda: 1 // 0).result()

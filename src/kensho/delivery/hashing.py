@@ -5,7 +5,8 @@ Measured (design of delivery, section 3): `hashlib.file_digest` reaches 0.74 GB/
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from kensho.base.ids import Digest
 from kensho.delivery.disk import Disk
@@ -34,41 +35,77 @@ def hash_file(disk: Disk, fd: int, size_bytes: int) -> Digest:
     return _hash(disk, fd, 0, size_bytes, memoryview(bytearray(BLOCK_BYTES)))
 
 
-class BackgroundHash:
-    """`hash_file` on a thread of its own, while the caller waits for the disk. Starts at once."""
+class FollowingHash:
+    """SHA-256 of a file that is filled in any order: what is filled from the front on is read back and hashed, by
+    whichever thread has just filled something and finds nobody at it. So when the last part is there, little is left to
+    hash, and the network never waits for a second pass. Thread-safe; `parts` are the lengths, without gap."""
 
-    def __init__(self, disk: Disk, fd: int, size_bytes: int) -> None:
-        self._digest = Digest("")
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(disk, fd, size_bytes), daemon=True)
-        self._thread.start()
+    def __init__(self, disk: Disk, path: Path, parts: Sequence[int]) -> None:
+        self._disk, self._path, self._parts = disk, path, parts
+        self._is_filled = [False] * len(parts)
+        self._at_work = threading.Lock()
+        self._buffer = memoryview(bytearray(BLOCK_BYTES))
+        self._restart()
 
-    def wait(self) -> None:
-        """Only afterwards may the descriptor be closed."""
-        self._thread.join()
+    def fill(self, *indices: int) -> None:
+        """These parts are in the file now. If one of them was there before, everything is hashed anew."""
+        is_again = any(self._is_filled[index] for index in indices)
+        for index in indices:
+            self._is_filled[index] = True
+        if is_again:
+            with self._at_work:
+                self._restart()
 
-    def result(self) -> Digest:
-        """Waits. OSError if the file cannot be read."""
-        self.wait()
-        if self._error:
-            raise self._error
-        return self._digest
+    def follow(self) -> None:
+        """Hash what can be hashed, unless another thread is at it. OSError if it cannot be read."""
+        while self._can_go_on and self._at_work.acquire(blocking=False):
+            try:
+                fd = self._disk.open_read(self._path)
+                try:
+                    while self._can_go_on:
+                        self._hash_next(fd)
+                finally:
+                    self._disk.close(fd)
+            finally:
+                self._at_work.release()
+            # Looked at again: a part may have been filled between the last look and the release.
 
-    def _run(self, disk: Disk, fd: int, size_bytes: int) -> None:
-        try:
-            self._digest = hash_file(disk, fd, size_bytes)
-        except BaseException as error:
-            self._error = error
+    def finish(self, fd: int) -> Digest:
+        """Of the whole file, parts that nobody filled included. OSError if it cannot be read."""
+        with self._at_work:
+            while self._next < len(self._parts):
+                self._hash_next(fd)
+            return Digest(self._hash.hexdigest())
+
+    @property
+    def _can_go_on(self) -> bool:
+        return self._next < len(self._parts) and self._is_filled[self._next]
+
+    def _restart(self) -> None:
+        self._hash, self._next, self._offset = hashlib.sha256(), 0, 0
+
+    def _hash_next(self, fd: int) -> None:
+        length = self._parts[self._next]
+        for block in _blocks(self._disk, fd, self._offset, length, self._buffer):
+            self._hash.update(block)
+        self._offset += length
+        self._next += 1
 
 
 def _hash(disk: Disk, fd: int, offset: int, length: int, buffer: memoryview) -> Digest:
     found = hashlib.sha256()
+    for block in _blocks(disk, fd, offset, length, buffer):
+        found.update(block)
+    return Digest(found.hexdigest())
+
+
+def _blocks(disk: Disk, fd: int, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+    """What is there of the span, piece by piece in the buffer."""
     end = offset + length
     while offset < end:
         block = buffer[: min(len(buffer), end - offset)]
         count = disk.read_into(fd, block, offset)
         if not count:
-            break
-        found.update(block[:count])
+            return
+        yield block[:count]
         offset += count
-    return Digest(found.hexdigest())

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -36,3 +36,34 @@ def for_each(items: Iterable[T], act: Callable[[T], None], *, threads: int) -> N
         thread.join()
     if errors:
         raise errors[0]
+
+
+class Meanwhile(Generic[T]):
+    """`act` on a thread of its own, begun at once, while the caller does something else. `with` waits for its end, so
+    that afterwards no thread is left that could touch what is the caller's."""
+
+    def __init__(self, act: Callable[[], T]) -> None:
+        self._act = act
+        self._results: list[T] = []
+        self._errors: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def result(self) -> T:
+        """Waits; raises what `act` raised."""
+        self._thread.join()
+        if self._errors:
+            raise self._errors[0]
+        return self._results[0]
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._act())
+        except BaseException as error:
+            self._errors.append(error)

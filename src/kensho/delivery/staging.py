@@ -8,14 +8,16 @@ only what the kernel had not yet written. Hashing costs 0.1 s per 300 MB; what w
 """
 
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from kensho.base.errors import Damaged, TrustError
 from kensho.base.ids import Digest
 from kensho.delivery.chunk_list import Chunk
 from kensho.delivery.disk import Disk, storage_errors
-from kensho.delivery.hashing import BackgroundHash, hash_spans
+from kensho.delivery.hashing import FollowingHash, hash_spans
 from kensho.delivery.installed import Record
+from kensho.delivery.parallel import Meanwhile
 from kensho.delivery.plan import Place, Slot, WantedFile
 
 
@@ -26,9 +28,11 @@ class Staging:
     def __init__(self, folder: Path, *, disk: Disk) -> None:
         self._folder = folder
         self._disk = disk
+        self._following: dict[Digest, FollowingHash] = {}
 
-    def prepare(self, file: WantedFile) -> None:
-        """The partial file exists and has its full length (a hole; the plan has checked the space)."""
+    def prepare(self, file: WantedFile, kept: Collection[int] = ()) -> None:
+        """The partial file exists and has its full length (a hole; the plan has checked the space). The chunks `kept`
+        were verified in it just now."""
         path = self.path(file.digest)
         with storage_errors("make a partial file", self._folder):
             found = self._disk.lstat(path)
@@ -40,6 +44,8 @@ class Staging:
                     self._disk.truncate(fd, file.size_bytes)
             finally:
                 self._disk.close(fd)
+        self._following[file.digest] = self._follow(file)
+        self._following[file.digest].fill(*kept)
 
     def verified(self, file: WantedFile) -> frozenset[int]:
         """Indices of the chunks whose bytes are right. Hashes what is not a hole, on two threads."""
@@ -68,6 +74,9 @@ class Staging:
                 self._disk.write(fd, data, slot.offset)
             finally:
                 self._disk.close(fd)
+            if following := self._following.get(slot.file):
+                following.fill(slot.index)
+                following.follow()
 
     def place(self, file: Digest, offset: int) -> Place:
         """Where another file can copy a verified chunk from."""
@@ -80,14 +89,12 @@ class Staging:
         is no longer what was written; it is fetched again by the next run.
         """
         path = self.path(file.digest)
+        following = self._following.pop(file.digest, None) or self._follow(file)
         with storage_errors("finish a file", self._folder):
             fd = self._disk.open_write(path)
             try:
-                hashing = BackgroundHash(self._disk, fd, file.size_bytes)  # reads what the kernel is writing out
-                try:
+                with Meanwhile(lambda: following.finish(fd)) as hashing:  # needs the processor, fsync the disk
                     self._sync(fd, path)
-                finally:
-                    hashing.wait()
                 if hashing.result() != file.digest:
                     raise self._contradiction(file)
                 self._disk.set_read_only(fd)
@@ -100,6 +107,9 @@ class Staging:
 
     def path(self, digest: Digest) -> Path:
         return self._folder / f"{digest}.part"
+
+    def _follow(self, file: WantedFile) -> FollowingHash:
+        return FollowingHash(self._disk, self.path(file.digest), [chunk.size_bytes for chunk in file.chunks])
 
     def _sync(self, fd: int, path: Path) -> None:
         try:

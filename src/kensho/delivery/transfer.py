@@ -82,7 +82,8 @@ class Transfer:
         self._accepted = self._wrong = 0
         self._done = plan.bytes_reuse - sum(copy.item.chunk.size_bytes * len(copy.item.slots) for copy in plan.copies)
         for file in plan.files:
-            self._store.staging.prepare(file)
+            kept = [slot.index for slot in plan.kept if slot.file == file.digest]
+            self._store.staging.prepare(file, kept)
         self._progress(0)
         for_each(plan.copies, self._copy, threads=min(THREADS, self._connections))
         for_each(plan.fetches, self._fetch, threads=self._connections)
