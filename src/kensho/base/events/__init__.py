@@ -14,8 +14,10 @@ from kensho.base.events.delivery import (
     ModelUnavailable,
     PlanMade,
     ReleasePublished,
+    RepairPostponed,
     RolledBack,
     RootTrusted,
+    ScrubFailed,
     UpdateApplied,
 )
 from kensho.base.events.event import Emit, Event, Level, Service
@@ -66,10 +68,12 @@ __all__ = [
     "ModelUnavailable",
     "PlanMade",
     "ReleasePublished",
+    "RepairPostponed",
     "RequestFinished",
     "RequestRejected",
     "RolledBack",
     "RootTrusted",
+    "ScrubFailed",
     "Service",
     "StepFinished",
     "StreamMoved",

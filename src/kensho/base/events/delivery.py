@@ -128,6 +128,31 @@ class ChunkRepaired(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepairPostponed(Event):
+    """The background scrub found damage that cannot be mended now."""
+
+    name: ClassVar[str] = "delivery.repair.postponed"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{files} damaged files cannot be mended now ({reason}); again in {delay_s:.0f} s"
+    files: int
+    reason: str
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrubFailed(Event):
+    """The background scrub could not read or write; it goes on by itself."""
+
+    name: ClassVar[str] = "delivery.scrub.failed"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "error"
+    text: ClassVar[str] = "the background check stopped ({reason}); again in {delay_s:.0f} s"
+    reason: str
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackActivated(Event):
     name: ClassVar[str] = "delivery.fallback.activated"
     service: ClassVar[Service] = "delivery"
