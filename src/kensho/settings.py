@@ -35,6 +35,12 @@ class Settings:
     """Proxy URL for http(s) sources."""
     connections: int = 4
     """Parallel range requests of a pull, 1 to 16."""
+    pull_jitter_s: Seconds = 0.0
+    """A pull first waits a random time in [0, this): for machines that all pull by the same clock."""
+    scrub: bool = False
+    """An application that stays (`async with`) reads every stored byte again in the background, and mends damage."""
+    scrub_period_s: Seconds = 7 * 86400.0
+    """Within which the scrub reads every byte again, 1 s to a year."""
     tier: TierChoice = "auto"
     """raw = exact, from the delivered weights; mapped = int8 read in place; packed = int8 prepacked in memory."""
     standby: StandbyChoice = "hot"
@@ -69,6 +75,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 _RANGES: Mapping[str, tuple[float, float]] = {
     "connections": (1, 16),
+    "pull_jitter_s": (0, 86400),
+    "scrub_period_s": (1, 366 * 86400),
     "threads": (0, 256),
     "max_context": (16, 32768),
     "inactivity_s": (0.05, 3600),
