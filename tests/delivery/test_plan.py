@@ -150,7 +150,7 @@ def test_too_little_space_is_refused_before_the_first_byte_and_says_what_to_do()
     assert make_plan("m", "1", files, Have(), free_bytes=needed).bytes_disk_free == needed
     with pytest.raises(NotEnoughSpace) as caught:
         make_plan("m", "1", files, Have(), free_bytes=needed - 1, reclaimable_bytes=5 << 20)
-    assert caught.value.facts == {"needed_bytes": needed, "free_bytes": needed - 1}
+    assert caught.value.facts == {"needed_bytes": needed, "free_bytes": needed - 1, "reclaimable_bytes": 5 << 20}
     assert "gc` would free 5 MiB" in caught.value.advice
     assert "free 1 MiB more" in caught.value.advice
 

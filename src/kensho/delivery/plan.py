@@ -129,7 +129,8 @@ def make_plan(
     """The plan that turns `have` into all of `want`. O(n log n) in the number of chunks.
 
     `bytes_extra` is space needed besides the blobs (copies, where hard links are refused); `reclaimable_bytes`, what
-    gc would free, is for the advice only. Raises NotEnoughSpace with the facts needed_bytes and free_bytes.
+    gc would free, is for the advice only. Raises NotEnoughSpace with the facts needed_bytes, free_bytes and
+    reclaimable_bytes.
     """
     wanted = {file.digest: file for file in want}
     missing = tuple(file for digest, file in wanted.items() if digest not in have.files)
@@ -211,6 +212,7 @@ def _no_space(model: str, version: str, needed: int, free: int, reclaimable: int
         advice=f"{freed}free {_mib(needed - free)} more, or choose a store on a larger disk; nothing was fetched",
         needed_bytes=needed,
         free_bytes=free,
+        reclaimable_bytes=reclaimable,
     )
 
 
