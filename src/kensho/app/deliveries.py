@@ -8,17 +8,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kensho.app.status import LastCheck, ModelStatus, Status, make_status
-from kensho.base.clock import Clock
-from kensho.base.errors import ConfigError, Damaged, NetworkNotAllowed, TransportError, UsageError
-from kensho.base.events import Emit, RootTrusted
-from kensho.delivery.checker import VerifyReport, check_model, verify
+from kensho.app.describe import describe_models, describe_updates
+from kensho.app.status import LastCheck, Status, make_status
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import ConfigError, Damaged, KenshoError, NetworkNotAllowed, TransportError, UsageError
+from kensho.base.events import Emit, RepairPostponed, RootTrusted
+from kensho.delivery.checker import Damage, VerifyReport, check_model, look, verify
 from kensho.delivery.disk import RealDisk
 from kensho.delivery.manifest import MAX_MANIFEST_BYTES, parse_manifest
-from kensho.delivery.retention import gc, rollback
+from kensho.delivery.retention import gc, pin, rollback
+from kensho.delivery.schedule import start_delay
+from kensho.delivery.scrub import Scrubber
 from kensho.delivery.store import InstalledModel, Store
 from kensho.settings import Settings
 
@@ -31,12 +35,14 @@ if TYPE_CHECKING:
     from kensho.delivery.updater import PullReport, Updater
 
 SOURCE_SETTING = "source"
+SCRUB_RETRY_S: Seconds = 600.0
+"""Until what the scrub found and could not mend is tried again, and until a store is looked for. A guess."""
 MAX_ROOT_BYTES = 512_000
 """python-tuf's own limit for root metadata."""
 
 
 class Deliveries:
-    """Opens the store at first use. Not thread-safe."""
+    """Opens the store at first use. Not thread-safe, but `scrub` may run beside the rest."""
 
     def __init__(self, settings: Settings, *, client_version: str, clock: Clock, emit: Emit) -> None:
         self._settings = settings
@@ -44,13 +50,18 @@ class Deliveries:
         self._clock = clock
         self._emit = emit
         self._opened: Store | None = None
+        self._opening = Lock()
+        self._scrubber: Scrubber | None = None
+        self._unmended: tuple[Damage, ...] = ()
+        self._mend_after_s: Seconds = 0.0
 
     @property
     def store(self) -> Store:
         """StorageError if there is none: it is made by `init`."""
-        if self._opened is None:
-            self._opened = Store.open(self._settings.store, disk=RealDisk())
-        return self._opened
+        with self._opening:  # the scrub comes from a thread of its own
+            if self._opened is None:
+                self._opened = Store.open(self._settings.store, disk=RealDisk())
+            return self._opened
 
     @property
     def source_url(self) -> str | None:
@@ -78,7 +89,9 @@ class Deliveries:
         return self._updater().plan(models)
 
     def pull(self, models: Sequence[str]) -> "PullReport":
-        return self._updater().pull(models)
+        updater = self._updater()
+        self._clock.sleep(start_delay(self._settings.pull_jitter_s, random.random))
+        return updater.pull(models)
 
     def verify(self, *, is_full: bool) -> VerifyReport:
         return verify(self.store, is_full=is_full, clock=self._clock, emit=self._emit)
@@ -106,13 +119,17 @@ class Deliveries:
         return self.store.model(name)
 
     def fallback_of(self, name: str) -> str | None:
-        """The installed model that the publisher named to answer when this one cannot (row D8)."""
-        try:
-            document = self.store.document(self.store.model(name).manifest, max_bytes=MAX_MANIFEST_BYTES)
-        except Damaged:
-            return None
-        fallback = parse_manifest(document).fallback_model
-        installed = {model.model for model in self.store.installed()}
+        """The installed model that the publisher named to answer when this one cannot (row D8). Known too of a model
+        of which nothing is installed, once a pull of it has failed."""
+        installed = {model.model: model for model in self.store.installed()}
+        shortfall = self.store.state.shortfalls().get(name)
+        fallback = shortfall.fallback_model if shortfall else None
+        if name in installed:
+            try:
+                document = self.store.document(installed[name].manifest, max_bytes=MAX_MANIFEST_BYTES)
+            except Damaged:
+                return None
+            fallback = parse_manifest(document).fallback_model
         return fallback if fallback in installed and fallback != name else None
 
     def rollback(self, model: str, version: str | None) -> str:
@@ -121,20 +138,56 @@ class Deliveries:
     def gc(self) -> int:
         return gc(self.store, clock=self._clock)
 
+    def pin(self, model: str, version: str | None) -> None:
+        pin(self.store, model, version)
+
     def status(self) -> Status:
-        """From what the store recorded; hashes nothing."""
+        """What is there and what was recorded. Leaves no trace; hashes only a file that was touched since its check."""
         if not self.has_store():
             return Status("storage-missing", f"There is no store in {self._settings.store}.")
-        checks = self.store.state.checks()
-        last = max(((at, kind) for kind, (at, _) in checks.items()), default=None)
-        check = None if last is None else LastCheck(kind=last[1], at_wall_s=last[0])
-        damaged = {
-            damage.model for damage in verify(self.store, is_full=False, clock=self._clock, emit=_silent).damaged
-        }
-        models = tuple(_describe(model, model.model in damaged) for model in self.store.installed())
-        return make_status(models, check, self.source_url)
+        store, now = self.store, self._clock.wall_s()
+        checks = sorted(((at, kind) for kind, (at, _) in store.state.checks().items()), reverse=True)
+        return make_status(
+            describe_models(store, look(store, clock=self._clock), now=now),
+            tuple(LastCheck(kind, at) for at, kind in checks),
+            self.source_url,
+            describe_updates(store, now=now),
+        )
+
+    # --- in the background ---
+
+    def scrub(self) -> Seconds:
+        """Hash what is due of the scrub and mend what it finds; returns how long to wait before the next call.
+
+        Blocks for some 30 ms, longer when something must be fetched. Call it from one thread at a time. What cannot be
+        mended now is tried again later, and is never used meanwhile: every check knows of it.
+        """
+        if not self.has_store():
+            return SCRUB_RETRY_S
+        if self._scrubber is None:
+            self._scrubber = Scrubber(
+                self.store, clock=self._clock, emit=self._emit, period_s=self._settings.scrub_period_s
+            )
+        step = self._scrubber.step()
+        self._unmended = tuple(dict.fromkeys((*self._unmended, *step.damaged)))
+        if self._unmended and self._clock.monotonic_s() >= self._mend_after_s:
+            self._mend()
+        return min(step.wait_s, SCRUB_RETRY_S) if self._unmended else step.wait_s
+
+    def _mend(self) -> None:
+        try:
+            report = self._repairer().repair(self._unmended)
+            error = report.error
+        except KenshoError as caught:  # another process has the lock, no space: it may pass
+            error = caught
+        if error is None:
+            self._unmended = ()
+            return
+        self._mend_after_s = self._clock.monotonic_s() + SCRUB_RETRY_S
+        self._emit(RepairPostponed(files=len(self._unmended), reason=error.message, delay_s=SCRUB_RETRY_S))
 
     def close(self) -> None:
+        self._scrubber = None
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -216,18 +269,6 @@ def read_root(path: Path) -> bytes:
     return data
 
 
-def _describe(model: InstalledModel, is_damaged: bool) -> ModelStatus:
-    reasons = [f"{file.path}: {file.reason}" for file in model.files if file.reason]
-    return ModelStatus(
-        model=model.model,
-        version=model.version,
-        previous=model.previous,
-        state="damaged" if is_damaged else "degraded" if model.is_degraded else "ready",
-        size_bytes=sum(file.size_bytes for file in model.files),
-        reason="; ".join(reasons),
-    )
-
-
 def _is_this_machine(url: str) -> bool:
     """A proxy is never asked for an address of this machine."""
     host = urlsplit(url).hostname or ""
@@ -235,8 +276,3 @@ def _is_this_machine(url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _silent(event: object) -> None:
-    """Looking at the status is no news."""
-    del event

@@ -8,6 +8,7 @@ Delivery is blocking and may be used with plain `with`; answering needs `async w
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -16,13 +17,22 @@ from typing import TYPE_CHECKING, Self
 
 from kensho import __version__
 from kensho.app.answers import AnswerRecord, GenerateOptions, LoadSource, Token
-from kensho.app.deliveries import Deliveries, read_root
+from kensho.app.deliveries import SCRUB_RETRY_S, Deliveries, read_root
 from kensho.app.status import Status
 from kensho.base.clock import Clock
-from kensho.base.errors import ConfigError, Damaged, NotInstalled, UsageError
-from kensho.base.events import Event
+from kensho.base.errors import (
+    ConfigError,
+    Damaged,
+    KenshoError,
+    NotEnoughSpace,
+    NotInstalled,
+    TransportError,
+    UsageError,
+)
+from kensho.base.events import Event, ScrubFailed
 from kensho.base.ids import check_name
 from kensho.base.inference import Sampling
+from kensho.delivery.scrub import lower_priority
 from kensho.resilience.admission import parse_priority
 from kensho.settings import Settings
 from kensho.telemetry.log_file import LogFile
@@ -71,6 +81,7 @@ class Kensho:
             self._pipeline.listen(listener)
         self._deliveries = Deliveries(settings, client_version=__version__, clock=clock, emit=self.emit)
         self._serving: Serving | None = None
+        self._scrubbing: asyncio.Task[None] | None = None
 
     # --- events and time ---
 
@@ -117,12 +128,17 @@ class Kensho:
         """Make the previous (or the named installed) version current, from this disk; returns it."""
         return self._deliveries.rollback(check_name(model, "model name"), version)
 
+    def pin(self, model: str, version: str | None) -> None:
+        """Hold a model at a version that is installed or that a pull may bring; None: follow the newest again."""
+        held = None if version is None else check_name(version, "version")
+        self._deliveries.pin(check_name(model, "model name"), held)
+
     def gc(self) -> int:
-        """Remove what no current or previous version needs; returns the bytes freed."""
+        """Remove what no current, previous or pinned version needs and nobody uses; returns the bytes freed."""
         return self._deliveries.gc()
 
     def status(self) -> Status:
-        """How things stand. Never uses the network, hashes nothing."""
+        """How things stand. Never uses the network, leaves no trace, hashes only what was touched since its check."""
         return self._deliveries.status()
 
     # --- answering: asyncio ---
@@ -159,6 +175,10 @@ class Kensho:
 
     async def aclose(self) -> None:
         """End every engine process and close the store. Idempotent."""
+        if self._scrubbing is not None:
+            task, self._scrubbing = self._scrubbing, None
+            task.cancel()
+            await asyncio.wait([task])
         if self._serving is not None:
             serving, self._serving = self._serving, None
             await serving.close()
@@ -170,6 +190,8 @@ class Kensho:
         self._pipeline.close()
 
     async def __aenter__(self) -> Self:
+        if self.settings.scrub:
+            self._scrubbing = asyncio.create_task(self._scrub())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -196,6 +218,18 @@ class Kensho:
         if self._source is not None and self._root is not None and not self._deliveries.has_store():
             self._deliveries.init(self._source, read_root(self._root))
 
+    async def _scrub(self) -> None:
+        """For as long as the application is open, on one thread that yields to all others."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, "scrub", initializer=lower_priority) as thread:  # its end waits for the last slice
+            while True:
+                try:
+                    wait_s = await loop.run_in_executor(thread, self._deliveries.scrub)
+                except KenshoError as error:  # the disk is away, say: it may come back, and this is the one who looks
+                    self.emit(ScrubFailed(reason=error.message, delay_s=SCRUB_RETRY_S))
+                    wait_s = SCRUB_RETRY_S
+                await asyncio.sleep(wait_s)
+
     async def _ready(self, model: str) -> "InstalledModel":
         """The installed model, checked; pulled first where that is wanted and possible."""
         return await asyncio.to_thread(self._make_ready, model)
@@ -216,10 +250,12 @@ class Kensho:
         return self._deliveries.ready_model(model)
 
     async def _ready_or_fallback(self, model: str) -> "tuple[InstalledModel, bool]":
-        """The model, or the one that its publisher named for when it cannot be had (row D8)."""
+        """The model, or the one that its publisher named for when it cannot be had (row D8): it is damaged beyond what
+        can be mended now, or not installed because the last pull of it failed. What the trust refuses has no fallback:
+        a person must look."""
         try:
             return await self._ready(model), False
-        except Damaged:
+        except (Damaged, NotInstalled, NotEnoughSpace, TransportError):
             fallback = await asyncio.to_thread(self._deliveries.fallback_of, model)
             if fallback is None:
                 raise

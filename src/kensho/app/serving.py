@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kensho.base.clock import Clock
-from kensho.base.errors import CompileFailed, EngineError
+from kensho.base.errors import CompileFailed, EngineError, NotInstalled
 from kensho.base.events import Emit
+from kensho.delivery.leases import Lease, lease_version
 from kensho.delivery.store import InstalledModel
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
@@ -46,6 +47,8 @@ class ServedModel:
     codec: TextCodec
     scheduler: Scheduler
     engines: tuple[EngineHost, ...]
+    lease: Lease
+    """Keeps the version's files: an engine that is started again opens them anew."""
 
 
 @dataclass(slots=True)
@@ -105,16 +108,23 @@ class Serving:
 
     async def _open(self, installed: InstalledModel) -> ServedModel:
         """Load the model. A graph from the cache that no engine can start with is dropped, and made anew once (R7)."""
-        graph = await self._load_graph(installed)
+        lease = lease_version(installed.folder)
+        if lease is None:
+            raise NotInstalled(f"{installed.model} {installed.version} was removed a moment ago", advice="ask again")
         try:
-            return await self._start(installed, graph)
-        except EngineError as error:
-            if graph.source != "disk":
-                raise
-            await self._loader.invalidate(graph, f"no engine starts with it: {error.message}")
-        return await self._start(installed, await self._load_graph(installed))
+            graph = await self._load_graph(installed)
+            try:
+                return await self._start(installed, graph, lease)
+            except EngineError as error:
+                if graph.source != "disk":
+                    raise
+                await self._loader.invalidate(graph, f"no engine starts with it: {error.message}")
+            return await self._start(installed, await self._load_graph(installed), lease)
+        except BaseException:
+            lease.close()
+            raise
 
-    async def _start(self, installed: InstalledModel, graph: LoadedGraph) -> ServedModel:
+    async def _start(self, installed: InstalledModel, graph: LoadedGraph, lease: Lease) -> ServedModel:
         # A large vocabulary takes as long as the model (0.5 to 1 s for 262k): both load at once.
         loading = asyncio.create_task(asyncio.to_thread(TextCodec.load, installed.folder))
         try:
@@ -142,7 +152,7 @@ class Serving:
             loading.cancel()
             self._loader.release(graph)
             raise
-        return ServedModel(graph, codec, scheduler, (primary, standby))
+        return ServedModel(graph, codec, scheduler, (primary, standby), lease)
 
     async def _load_graph(self, installed: InstalledModel) -> LoadedGraph:
         digests = {file.path: file.used for file in installed.files if file.used is not None}
@@ -212,6 +222,7 @@ class Serving:
     async def _close(self, served: ServedModel) -> None:
         await served.scheduler.close()
         self._loader.release(served.graph)
+        served.lease.close()
 
 
 async def _canary(graph: LoadedGraph, codec: Awaitable[TextCodec]) -> Canary:

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "verify": "check the stored bytes; never uses the network",
     "repair": "mend what verify finds",
     "rollback": "go back to the previous version, from this disk",
+    "pin": "hold a model at a version, or let it go",
     "gc": "remove what nothing needs",
     "run": "one answer from a model, streamed",
     "doctor": "what is wrong, in words, each with a fix",

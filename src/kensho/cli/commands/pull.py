@@ -24,17 +24,22 @@ def run(context: Context) -> Result:
     output.note(
         f"{size_text(report.bytes_fetched)} fetched in {report.requests} requests, "
         f"{size_text(report.bytes_reused)} reused, {report.seconds:.1f} s"
+        + (f"; {size_text(report.bytes_freed)} of old versions freed" if report.bytes_freed else "")
     )
     keys = {
-        "models": [{"model": m.model, "version": m.version, "state": m.state} for m in report.models],
+        "models": [
+            {"model": m.model, "version": m.version, "state": m.state, "reason": m.reason} for m in report.models
+        ],
         "bytes_fetched": report.bytes_fetched,
         "bytes_reused": report.bytes_reused,
         "bytes_patched": report.bytes_patched,
+        "bytes_freed": report.bytes_freed,
         "requests": report.requests,
         "requests_metadata": report.requests_metadata,
         "seconds": round(report.seconds, 3),
     }
     if report.first_error is not None:
-        return Result(exits.exit_code(report.first_error), keys, report.first_error)
+        error = report.first_error
+        return Result(exits.exit_code(error), {**error.facts, **keys}, error)
     is_degraded = any(m.state == "degraded" for m in report.models)
     return Result(exits.DEGRADED if is_degraded else exits.OK, keys)

@@ -13,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> Result:
     with context.open_app() as app:
         version = app.rollback(context.args.model, context.args.to)
+    model = context.args.model
     context.output.data(
-        f"{context.args.model} is {version} again; a pull goes forward when the publisher has a newer one"
+        f"{model} is {version} again; the next pull brings the newest, `kensho pin {model} {version}` holds it"
     )
     return Result(keys={"version": version})

@@ -2,11 +2,17 @@
 
 import argparse
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from kensho.base.errors import Damaged, KenshoError, StorageError
 from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.main import Context, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kensho.app.status import ModelStatus, Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +26,10 @@ def run(context: Context) -> Result:
     if status.state not in ("damaged", "storage-missing"):  # those are told as errors
         output.data(status.sentence)
     for model in status.models:
-        previous = f", {model.previous} is ready to go back to" if model.previous else ""
-        output.data(f"  {model.model} {model.version}: {model.state}, {size_text(model.size_bytes)}{previous}")
-    if status.last_check is not None:
-        at = datetime.fromtimestamp(status.last_check.at_wall_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        output.data(f"  last check: {status.last_check.kind}, {at}")
+        for line in _describe(model):
+            output.data(f"  {line}")
+    for line in _describe_store(status):
+        output.data(f"  {line}")
     error: KenshoError | None = None
     if status.state == "damaged":
         error = Damaged(status.sentence, advice="run kensho repair")
@@ -32,3 +37,32 @@ def run(context: Context) -> Result:
         error = StorageError(status.sentence, advice="run kensho init --from URL --root ROOT.json")
     code = exits.DEGRADED if status.state == "degraded" else exits.exit_code(error) if error else exits.OK
     return Result(code, status.as_json(), error)
+
+
+def _describe(model: "ModelStatus") -> "Iterator[str]":
+    facts = [f"{model.model} {model.version or '-'}: {model.state}"]
+    if model.version:
+        facts.append(size_text(model.size_bytes))
+    if model.pinned:
+        facts.append(f"held at {model.pinned}")
+    if model.previous:
+        facts.append(f"{model.previous} is ready to go back to")
+    yield ", ".join(facts)
+    if model.reason:
+        yield f"  {model.reason}"
+    if model.since_s is not None:
+        yield f"  since {_time(model.since_s)}; instead: {model.instead}"
+    if model.ends:
+        yield f"  ends with: {model.ends}"
+
+
+def _describe_store(status: "Status") -> "Iterator[str]":
+    for number, check in enumerate(status.checks):
+        yield f"{'last check' if number == 0 else 'before it'}: {check.kind}, {_time(check.at_wall_s)}"
+    if status.updates:
+        word = "expired" if status.updates.is_expired else "good until"
+        yield f"metadata: {word} {_time(status.updates.expires_at_s)}"
+
+
+def _time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

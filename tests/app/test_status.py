@@ -1,0 +1,185 @@
+"""The status is the worst of what there is, says since when and what ends it, and looking leaves no trace."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kensho.app.deliveries import Deliveries
+from kensho.app.status import LastCheck, ModelStatus, Updates, make_status
+from kensho.base.events import Event, RepairPostponed
+from kensho.settings import Settings
+from kensho.testing.client import FIRST, Client, model_files, weights
+from kensho.testing.memory_source import Fault
+from kensho.testing.repository import SimulatedRepository
+
+READY = ModelStatus("voice", "1.0", None, "ready", 100)
+DEGRADED = replace(READY, model="image", state="degraded", reason="a.bin: not found")
+ABSENT = replace(READY, model="extra", version="", state="degraded", reason="2.0 cannot be had")
+DAMAGED = replace(READY, model="other", state="damaged")
+DAY = 86400.0
+
+
+def test_the_worst_model_decides_and_nothing_installed_is_empty() -> None:
+    words = {
+        (): "empty", (READY,): "ready", (READY, DEGRADED): "degraded", (READY, ABSENT): "degraded",
+        (ABSENT,): "empty", (READY, DEGRADED, DAMAGED): "damaged",
+    }  # fmt: skip
+    for models, word in words.items():
+        status = make_status(models, (), "http://x")
+        assert status.state == word
+        assert status.sentence.endswith(".")
+        json.dumps(status.as_json())
+    assert "2.0 cannot be had" in make_status((ABSENT,), (), None).sentence
+
+
+def test_the_last_check_is_the_latest_and_every_kind_is_there() -> None:
+    checks = (LastCheck("scrub", 9.0), LastCheck("full", 5.0))
+    found = make_status((READY,), checks, None).as_json()
+    assert found["last_check"] == {"kind": "scrub", "at": 9.0}
+    assert found["checks"] == {"scrub": 9.0, "full": 5.0}
+    assert make_status((READY,), (), None).as_json()["last_check"] is None
+
+
+def test_expired_metadata_is_said_and_is_no_worse_state() -> None:
+    status = make_status((READY,), (), None, Updates(0.0, 10 * DAY, is_expired=True))
+    assert status.state == "ready"
+    assert "Updates are refused" in status.sentence and "1970-01-11" in status.sentence
+    assert "refused" not in make_status((READY,), (), None, Updates(0.0, DAY, is_expired=False)).sentence
+
+
+# --- of a store ---
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> SimulatedRepository:
+    from kensho.testing.client import NOW
+
+    made = SimulatedRepository(tmp_path / "world", now=NOW)
+    made.publish("voice", "1.0", model_files(FIRST))
+    return made
+
+
+@pytest.fixture
+def client(tmp_path: Path, world: SimulatedRepository) -> Client:
+    return Client(tmp_path / "store", world)
+
+
+def deliveries(client: Client, **settings: object) -> Deliveries:
+    made = Settings(store=client.root, **settings)  # type: ignore[arg-type]
+    return Deliveries(made, client_version="0.1.0", clock=client.clock, emit=client.events.append)
+
+
+def test_asking_for_the_status_leaves_no_trace(client: Client, world: SimulatedRepository) -> None:
+    client.pull(world.source())
+    path = client.store.model("voice").folder / "model.safetensors"
+    path.chmod(0o644)
+    path.write_bytes(bytes(path.stat().st_size))
+    client.events.clear()
+    before = (client.store.state.records(), client.store.state.checks())
+    status = deliveries(client).status()
+    assert status.state == "damaged"
+    assert "1.0 model.safetensors is damaged" in status.models[0].reason
+    assert (client.store.state.records(), client.store.state.checks()) == before
+    assert client.events == []
+
+
+def test_the_status_of_a_fresh_pull_has_its_check_and_when_every_byte_was_verified(
+    client: Client, world: SimulatedRepository
+) -> None:
+    began = client.clock.wall_s()
+    client.pull(world.source())
+    status = deliveries(client).status()
+    assert (status.state, status.last_check and status.last_check.kind) == ("ready", "load")
+    assert status.models[0].verified_at_s == pytest.approx(began, abs=1)
+    assert status.updates and not status.updates.is_expired
+
+
+def test_metadata_that_has_expired_is_said_while_the_model_works(client: Client, world: SimulatedRepository) -> None:
+    client.pull(world.source())
+    client.clock.sleep(400 * DAY)
+    status = deliveries(client).status()
+    assert status.state == "ready"
+    assert status.updates and status.updates.is_expired
+    assert "Updates are refused" in status.sentence
+
+
+def test_a_model_that_cannot_be_had_is_there_with_since_instead_and_end(
+    client: Client, world: SimulatedRepository
+) -> None:
+    source = world.source()
+    world.publish("extra", "1.0", model_files(weights(7)), is_required=False, fallback_model="voice")
+    client.pull(source)
+    lacking = world.source()
+    for path in lacking.files.keys() - source.files.keys():
+        if path.startswith("packs/"):
+            lacking.faults[path] = Fault("missing")
+    client.pull(lacking, models=["extra"])
+    began = client.clock.wall_s()
+    client.clock.sleep(DAY)
+    made = deliveries(client)
+    status = made.status()
+    assert (status.state, [m.model for m in status.models]) == ("degraded", ["extra", "voice"])
+    [extra, _] = status.models
+    assert (extra.version, extra.state, extra.instead) == ("", "degraded", "model voice answers")
+    assert extra.since_s == pytest.approx(began, abs=60)
+    assert "kensho pull" in extra.ends
+    assert made.fallback_of("extra") == "voice"
+    client.pull(world.source(), models=())
+    assert made.status().state == "ready"
+
+
+def test_a_shortfall_of_another_version_says_nothing_after_a_rollback(
+    client: Client, world: SimulatedRepository
+) -> None:
+    client.pull(world.source())
+    from kensho.delivery.installed import Shortfall
+
+    client.store.state.put_shortfall(Shortfall("voice", "2.0", 1.0, "gone", "never"))
+    [voice] = deliveries(client).status().models
+    assert (voice.state, voice.since_s, voice.ends) == ("ready", None, "")
+
+
+# --- in the background ---
+
+
+def test_a_scrub_that_cannot_mend_says_so_and_tries_again_later(client: Client, world: SimulatedRepository) -> None:
+    client.pull(world.source())
+    path = client.store.model("voice").folder / "model.safetensors"
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(50_000)
+        file.write(b"rot")
+    made = deliveries(client, network=False)
+    for _ in range(100):
+        client.clock.sleep(max(made.scrub(), 1.0))
+    assert len(client.of(RepairPostponed)) >= 1
+    assert client.store.model("voice").files
+    client.store.state.set_setting("source", world.folder.as_uri())
+    healed = deliveries(client)
+    for _ in range(400):
+        client.clock.sleep(max(healed.scrub(), 1.0))
+    assert client.content() == model_files(FIRST)
+    assert healed.status().state == "ready"
+
+
+def test_a_scrub_without_a_store_waits_for_one(tmp_path: Path, client: Client) -> None:
+    events: list[Event] = []
+    made = Deliveries(Settings(store=tmp_path / "none"), client_version="0.1.0", clock=client.clock, emit=events.append)
+    assert made.scrub() > 1.0
+    assert events == []
+
+
+def test_a_pull_waits_a_random_part_of_its_jitter(client: Client, world: SimulatedRepository) -> None:
+    client.store.state.set_setting("source", world.folder.as_uri())
+    waits = []
+    for _ in range(5):
+        before = client.clock.monotonic_s()
+        deliveries(client, pull_jitter_s=600.0).pull(["voice"])
+        waits.append(client.clock.monotonic_s() - before)
+    assert all(0 <= wait < 601 for wait in waits)
+    assert len(set(waits)) > 1
+    before = client.clock.monotonic_s()
+    deliveries(client).pull(["voice"])
+    assert client.clock.monotonic_s() - before < 1
