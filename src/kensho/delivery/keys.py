@@ -5,9 +5,11 @@
     KEYS/snapshot.pem   ties the releases together: needed for each publish
     KEYS/timestamp.pem  says that all this is current: needed for each publish and for `kensho resign`
     KEYS/<role>.pub     the public halves
+    KEYS/<role>.next.*  a key that is being introduced (`rotation`); it takes the place of <role>.* when that is done
+    KEYS/<role>.until-root-N.*   what it replaced, last named by root version N
 
 Private files have mode 0600 in a folder of mode 0700; a private key that others can read is refused. Keys are never
-overwritten: who loses the root key must hand out a new root file by other ways.
+overwritten: who loses the root key must hand out a new root file by other ways. One folder of keys for one repository.
 """
 
 from pathlib import Path
@@ -26,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from kensho.base.errors import ConfigError
-from kensho.delivery.disk import RealDisk, storage_errors
+from kensho.delivery.disk import Disk, RealDisk, storage_errors
 
 ROLES: Final = ("root", "targets", "snapshot", "timestamp")
 MAX_KEY_BYTES = 16 << 10
@@ -51,6 +53,40 @@ def keygen(folder: Path) -> dict[str, str]:
         partial.replace(folder)
         disk.fsync_folder(folder.parent)
     return ids
+
+
+def make_next_key(disk: Disk, folder: Path, role: str) -> CryptoSigner:
+    """What will sign for the role: a new key beside the present one, or the one that an interrupted run has made.
+
+    It is there for good before anybody relies on it: the private half last, so that where it is, its public half is.
+    """
+    name = f"{role}.next"
+    if not (folder / f"{name}.pem").exists():
+        with storage_errors("make a key", folder):
+            _make_key(disk, folder, f".{name}")
+            for suffix in ("pub", "pem"):
+                disk.rename(folder / f".{name}.{suffix}", folder / f"{name}.{suffix}")
+            disk.fsync_folder(folder)
+    return load_signer(folder, name)
+
+
+def promote_next_key(disk: Disk, folder: Path, role: str, root_version: int) -> None:
+    """The next key is the role's key from now on; the one before is kept under another name. May be done again."""
+    with storage_errors("replace a key", folder):
+        for suffix in ("pub", "pem"):  # the private half last: as long as it is there, this is not done
+            current, following = folder / f"{role}.{suffix}", folder / f"{role}.next.{suffix}"
+            if disk.lstat(following):
+                if disk.lstat(current):  # copied: there is no moment without a key of that name
+                    _write(disk, folder / f"{role}.until-root-{root_version}.{suffix}", _read(current))
+                disk.rename(following, current)
+        disk.fsync_folder(folder)
+
+
+def next_key_id(folder: Path, role: str) -> str | None:
+    """Id of the key that is being introduced for the role; None if none is."""
+    if not (folder / f"{role}.next.pem").exists():
+        return None
+    return load_signer(folder, f"{role}.next").public_key.keyid
 
 
 def load_public_key(folder: Path, role: str) -> SSlibKey:
@@ -80,19 +116,23 @@ def load_signer(folder: Path, role: str) -> CryptoSigner:
     return CryptoSigner(key)
 
 
-def _make_key(disk: RealDisk, folder: Path, role: str) -> str:
+def _make_key(disk: Disk, folder: Path, name: str) -> str:
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    for path, data in ((folder / f"{role}.pem", private), (folder / f"{role}.pub", public)):
-        disk.unlink(path)  # of a keygen that was killed; a new file is made with mode 0600
-        fd = disk.open_write(path)
-        try:
-            disk.write(fd, data, 0)
-            disk.fsync(fd)
-        finally:
-            disk.close(fd)
+    _write(disk, folder / f"{name}.pem", private)
+    _write(disk, folder / f"{name}.pub", public)
     return SSlibKey.from_crypto(key.public_key()).keyid
+
+
+def _write(disk: Disk, path: Path, data: bytes) -> None:
+    disk.unlink(path)  # of a run that was killed; a new file is made with mode 0600
+    fd = disk.open_write(path)
+    try:
+        disk.write(fd, data, 0)
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
 
 
 def _read(path: Path) -> bytes:

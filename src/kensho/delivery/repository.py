@@ -11,7 +11,7 @@ complete, and publishing again works (what the killed one left is overwritten or
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,14 @@ from kensho.base.errors import ConfigError, NotEnoughSpace, StoreBusy, TrustErro
 from kensho.base.ids import Digest, digest_of, parse_digest
 from kensho.delivery.disk import Disk, RealDisk, storage_error
 from kensho.delivery.durable import make_folders, read_document, write_document
-from kensho.delivery.keys import load_public_key, load_signer
+from kensho.delivery.keys import (
+    ROLES,
+    load_public_key,
+    load_signer,
+    make_next_key,
+    next_key_id,
+    promote_next_key,
+)
 from kensho.delivery.layout import TIMESTAMP, metadata_path, target_path
 from kensho.delivery.releases import ReleaseRef, read_release
 from kensho.delivery.signing import (
@@ -86,10 +93,29 @@ class Repository:
         """Load what is there. TrustError if it was not signed by these keys; expired metadata is no reason.
 
         An empty repository is fine, and so is one whose first publisher was killed: it has a root at most.
+        ConfigError if a key was being replaced when the machine stopped.
         """
         with repository_errors(repo):
             root = _load_root(repo, keys, disk)
-            online = None if root is None else _load_online(repo, root.signed, disk)
+            if root is not None:
+                _check_rotations(keys, root.signed)
+            online = None if root is None else _load_online(repo, [root.signed], disk)
+        return cls(repo, keys, disk, root, online)
+
+    @classmethod
+    def open_to_rotate(cls, repo: Path, keys: Path, disk: Disk) -> "Repository":
+        """The same for `rotate`, which an interrupted one may have left with metadata that the last root's keys signed.
+
+        ConfigError if nothing was published yet.
+        """
+        with repository_errors(repo):
+            root = _load_root(repo, keys, disk)
+            if root is None or disk.lstat(repo / TIMESTAMP) is None:
+                raise ConfigError(f"{repo} has no release to sign", advice="publish one with `kensho publish`")
+            roots = [root.signed]
+            if root.signed.version > 1:
+                roots.append(_read(Root, repo / metadata_path("root", root.signed.version - 1), disk)[0].signed)
+            online = _load_online(repo, roots, disk)
         return cls(repo, keys, disk, root, online)
 
     @property
@@ -142,7 +168,9 @@ class Repository:
         with repository_errors(self._repo):
             for name, (data, signed) in self._added.items():
                 path = target_path(name, Digest(signed.hashes["sha256"]))
-                if not self._has(path, data):
+                if self._has(path, data):
+                    self._disk.fsync_folder((self._repo / path).parent)  # a publisher killed before that wrote it
+                else:
                     self._write(path, data)
             self._write_metadata(root, online)
         self._added = {}
@@ -165,10 +193,39 @@ class Repository:
             self._write_metadata(root, online)
         return {role: version for role, version in after.items() if version != before[role]}
 
+    def rotate(self, role: str, now: datetime, validity: Validity) -> dict[str, int]:
+        """Another key for the role; returns role -> version of what was signed. Needs the root key, and those of the
+        roles above. Done again after an interruption, it finishes what was begun.
+
+        As long as the old key is there, everything that the role signs is signed by both and published before the new
+        root is: there is no moment at which a client finds metadata that the root it has would refuse. If the old key
+        is lost, the root comes first, and clients refuse updates (for milliseconds) until the rest is there.
+        """
+        if self._root is None or self._online is None:  # `open_to_rotate` saw to it
+            raise ConfigError(f"{self._repo} has no release to sign", advice="publish one with `kensho publish`")
+        load_signer(self._keys, "root")  # before anything is made: without it nothing can be replaced
+        new = make_next_key(self._disk, self._keys, role)
+        old = load_signer(self._keys, role) if (self._keys / f"{role}.pem").exists() else None
+        before = {"root": self._root.signed.version, **self._online.versions()}
+        is_begun = new.public_key.keyid in self._root.signed.roles[role].keyids
+        signer = MetadataSigner(self._keys, now, validity, signers={role: [new, *([old] if old else [])]})
+        root = self._root if is_begun else signer.rotated_root(self._root.signed, role, new.public_key)
+        online = self._online if role == "root" else signer.signed_anew(root.signed, self._online, role)
+        with repository_errors(self._repo):
+            if old is not None and role != "root" and not is_begun:
+                self._write_metadata(self._root, online)
+            self._write_metadata(root, online)
+        promote_next_key(self._disk, self._keys, role, root.signed.version - 1)
+        after = {"root": root.signed.version, **online.versions()}
+        return {name: version for name, version in after.items() if version != before[name]}
+
     def _write_metadata(self, root: Metadata[Root], online: OnlineRoles) -> None:
         """The order is the protocol: a client that sees the new timestamp finds everything that it leads to."""
         if root is not self._root:
             self._write(metadata_path("root", root.signed.version), root.to_bytes())
+        if online is self._online:
+            self._root = root
+            return
         self._write(metadata_path("targets", online.targets.signed.version), online.targets_bytes)
         self._write(metadata_path("snapshot", online.snapshot.signed.version), online.snapshot_bytes)
         self._write(TIMESTAMP, online.timestamp.to_bytes())
@@ -187,46 +244,68 @@ class Repository:
 
 
 def resign(
-    repo: Path, keys: Path, *, now: datetime, expires_days: int | None = None, disk: Disk | None = None
+    repo: Path,
+    keys: Path,
+    *,
+    rotate: str | None = None,
+    now: datetime,
+    expires_days: int | None = None,
+    disk: Disk | None = None,
 ) -> dict[str, int]:
     """Renew the timestamp of a repository, and what expires before it; returns role -> version of what was signed.
 
-    Raises as `publish`. With `expires_days` as at publishing, or the defaults of `validity_of`.
+    With `rotate`, the role of that name gets another key, and only what that asks for is signed. Raises as `publish`.
+    With `expires_days` as at publishing, or the defaults of `validity_of`.
     """
     disk = disk or RealDisk()
     if not (repo / TIMESTAMP).exists():
         raise ConfigError(f"{repo} is not a repository", advice="publish into it with `kensho publish`")
     validity = validity_of(expires_days)
     with repository_lock(disk, repo):
+        if rotate is not None:
+            return Repository.open_to_rotate(repo, keys, disk).rotate(rotate, now, validity)
         return Repository.open(repo, keys, disk).resign(now, validity)
 
 
 def _load_root(repo: Path, keys: Path, disk: Disk) -> Metadata[Root] | None:
     """The newest root, if it is signed by the root key in `keys`."""
     folder = repo / "metadata"
-    names = disk.list_folder(folder) if disk.lstat(folder) else []
+    names: list[str] = []
+    if disk.lstat(folder):
+        disk.fsync_folder(folder)  # whoever published last may have been killed before that
+        names = disk.list_folder(folder)
     versions = [int(found[1]) for name in names if (found := _ROOT_FILE.fullmatch(name))]
     if not versions:
         if disk.lstat(repo / TIMESTAMP):
             raise TrustError(f"{repo} has a timestamp but no root", advice=_ADVICE)
         return None
     root, _ = _read(Root, repo / metadata_path("root", max(versions)), disk)
-    if load_public_key(keys, "root").keyid not in root.signed.roles["root"].keyids:
+    mine = {load_public_key(keys, "root").keyid, next_key_id(keys, "root")}
+    if mine.isdisjoint(root.signed.roles["root"].keyids):
         raise TrustError(f"the repository {repo} belongs to other keys", advice="use the keys that it was made with")
-    _verify(root, root.signed, repo)
+    _verify(root, [root.signed], repo)
     return root
 
 
-def _load_online(repo: Path, root: Root, disk: Disk) -> OnlineRoles | None:
-    """What the timestamp leads to; None if there is no timestamp, which is written last."""
+def _check_rotations(keys: Path, root: Root) -> None:
+    for role in ROLES:
+        if next_key_id(keys, role) in root.roles[role].keyids:
+            raise ConfigError(
+                f"the {role} key was being replaced when that was interrupted",
+                advice=f"finish it: kensho resign --rotate {role}",
+            )
+
+
+def _load_online(repo: Path, roots: Sequence[Root], disk: Disk) -> OnlineRoles | None:
+    """What the timestamp leads to; None if there is no timestamp, which is written last. Signed by one of the roots."""
     if disk.lstat(repo / TIMESTAMP) is None:
         return None
     timestamp, _ = _read(Timestamp, repo / TIMESTAMP, disk)
-    _verify(timestamp, root, repo)
+    _verify(timestamp, roots, repo)
     snapshot, snapshot_bytes = _read_named(Snapshot, timestamp.signed.snapshot_meta, repo, disk)
-    _verify(snapshot, root, repo)
+    _verify(snapshot, roots, repo)
     targets, targets_bytes = _read_named(Targets, snapshot.signed.meta["targets.json"], repo, disk)
-    _verify(targets, root, repo)
+    _verify(targets, roots, repo)
     return OnlineRoles(targets, targets_bytes, snapshot, snapshot_bytes, timestamp)
 
 
@@ -253,9 +332,13 @@ def _read(kind: type[Payload], path: Path, disk: Disk) -> tuple[Metadata[Payload
     return metadata, data
 
 
-def _verify(metadata: Metadata[Payload], root: Root, repo: Path) -> None:
+def _verify(metadata: Metadata[Payload], roots: Sequence[Root], repo: Path) -> None:
     role = metadata.signed.type
-    try:
-        root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-    except RepositoryError as error:
-        raise TrustError(f"the {role} metadata of {repo} is not signed by its keys", advice=_ADVICE) from error
+    for root in roots:
+        try:
+            root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except RepositoryError as error:
+            refused = error
+        else:
+            return
+    raise TrustError(f"the {role} metadata of {repo} is not signed by its keys", advice=_ADVICE) from refused

@@ -8,11 +8,13 @@ year. Targets and snapshot: 90 days. Timestamp: 30 days, for a publisher without
 Snapshot and targets are named with length and SHA-256, so that no two states of a repository can be mixed.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from kensho.base.errors import ConfigError
@@ -65,8 +67,16 @@ class OnlineRoles:
 class MetadataSigner:
     """Signs at one moment with the keys of one folder. ConfigError if a key is missing or is not the role's."""
 
-    def __init__(self, keys: Path, now: datetime, validity: Validity) -> None:
-        self._keys = keys
+    def __init__(
+        self,
+        keys: Path,
+        now: datetime,
+        validity: Validity,
+        *,
+        signers: Mapping[str, Sequence[CryptoSigner]] | None = None,
+    ) -> None:
+        """`signers` sign for their role in place of the folder's key: two of them while one replaces the other."""
+        self._keys, self._signers = keys, signers or {}
         self._now = now.astimezone(UTC).replace(microsecond=0)
         self._validity = validity
 
@@ -84,6 +94,20 @@ class MetadataSigner:
         signed.expires = self._expiry("root")
         return self._sign(signed, root)
 
+    def rotated_root(self, root: Root, role: str, new: Key) -> Metadata[Root]:
+        """One version up, with `new` in place of the role's only key. ConfigError if the role has more than one."""
+        signed = Root.from_dict(root.to_dict())
+        if len(signed.roles[role].keyids) != 1:
+            raise ConfigError(
+                f"the {role} role of this repository has {len(signed.roles[role].keyids)} keys; one can be replaced",
+                advice="use the tools that it was made with",
+            )
+        signed.version += 1
+        signed.expires = self._expiry("root")
+        signed.revoke_key(signed.roles[role].keyids[0], role)
+        signed.add_key(new, role)
+        return self._sign(signed, root)
+
     def next_roles(self, root: Root, before: OnlineRoles | None, targets: dict[str, TargetFile]) -> OnlineRoles:
         """All three anew, with these targets. ConfigError if they are more than clients accept."""
         version = before.targets.signed.version + 1 if before else 1
@@ -99,8 +123,16 @@ class MetadataSigner:
     def renewed_roles(self, root: Root, before: OnlineRoles, until: datetime) -> OnlineRoles:
         """A new timestamp, and anew what expires before `until`."""
         if before.targets.signed.expires < until:
+            return self.signed_anew(root, before, Targets.type)
+        return self.signed_anew(
+            root, before, Snapshot.type if before.snapshot.signed.expires < until else Timestamp.type
+        )
+
+    def signed_anew(self, root: Root, before: OnlineRoles, lowest: str) -> OnlineRoles:
+        """The role `lowest` and those above it, which name it, anew: targets, snapshot, timestamp."""
+        if lowest == Targets.type:
             return self.next_roles(root, before, before.targets.signed.targets)
-        if before.snapshot.signed.expires < until:
+        if lowest == Snapshot.type:
             return self._tie(root, before, before.targets, before.targets_bytes)
         timestamp = self._stamp(root, before, before.snapshot, before.snapshot_bytes)
         return OnlineRoles(before.targets, before.targets_bytes, before.snapshot, before.snapshot_bytes, timestamp)
@@ -122,14 +154,16 @@ class MetadataSigner:
         return self._sign(Timestamp(version, expires=self._expiry("timestamp"), snapshot_meta=meta), root)
 
     def _sign(self, payload: Payload, root: Root) -> Metadata[Payload]:
-        signer = load_signer(self._keys, payload.type)
-        if signer.public_key.keyid not in root.roles[payload.type].keyids:
+        """Signed by the role's key; by both where there are two, so that those who trust either root accept it."""
+        signers = self._signers.get(payload.type) or [load_signer(self._keys, payload.type)]
+        if not any(signer.public_key.keyid in root.roles[payload.type].keyids for signer in signers):
             raise ConfigError(
                 f"{self._keys / payload.type}.pem is not the {payload.type} key of this repository",
                 advice="use the keys that the repository was made with",
             )
         metadata = Metadata(payload)
-        metadata.sign(signer)
+        for signer in signers:
+            metadata.sign(signer, append=True)
         return metadata
 
     def _expiry(self, role: str) -> datetime:

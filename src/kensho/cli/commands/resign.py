@@ -1,4 +1,7 @@
-"""`kensho resign --to REPO --keys KEYS`: a new timestamp, and new signatures for what has expired or soon will."""
+"""`kensho resign --to REPO --keys KEYS`: a new timestamp, and new signatures for what has expired or soon will.
+
+With `--rotate ROLE`, another key for the role instead.
+"""
 
 import argparse
 from datetime import UTC, datetime
@@ -6,10 +9,13 @@ from pathlib import Path
 
 from kensho.cli.main import Context, Result
 
+ROLES = ("root", "targets", "snapshot", "timestamp")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, metavar="REPO", type=Path)
     parser.add_argument("--keys", required=True, metavar="KEYS", type=Path)
+    parser.add_argument("--rotate", metavar="ROLE", choices=ROLES, help=f"another key for a role: {', '.join(ROLES)}")
     parser.add_argument("--expires", metavar="DAYS", type=int, help="days until the metadata must be renewed")
 
 
@@ -18,6 +24,11 @@ def run(context: Context) -> Result:
 
     args = context.args
     now = datetime.fromtimestamp(context.clock.wall_s(), UTC)
-    versions = resign(args.to, args.keys, now=now, expires_days=args.expires)
-    context.output.data("signed anew: " + ", ".join(f"{role} version {version}" for role, version in versions.items()))
+    versions = resign(args.to, args.keys, rotate=args.rotate, now=now, expires_days=args.expires)
+    signed = ", ".join(f"{role} version {version}" for role, version in versions.items())
+    context.output.data(f"signed anew: {signed or 'nothing'}")
+    if args.rotate:
+        context.output.note(
+            f"{args.rotate}.pem and {args.rotate}.pub in {args.keys} are new: bring them where they are kept"
+        )
     return Result(keys={"versions": versions})
