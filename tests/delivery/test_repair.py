@@ -79,6 +79,24 @@ def test_one_flipped_byte_costs_exactly_its_chunk(installed: Client, world: Simu
     assert installed.store.state.history(file.digest)[0].what == "repaired"
 
 
+def test_what_the_check_hashed_is_not_hashed_again_but_once_when_it_is_copied_and_once_as_a_whole(
+    installed: Client, world: SimulatedRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _spoil(_path(installed), 50_000)
+    report = _verify(installed)
+    size, read = _path(installed).stat().st_size, 0
+    read_into = installed.store.disk.read_into
+
+    def counted(fd: int, buffer: memoryview, offset: int) -> int:
+        nonlocal read
+        read += (count := read_into(fd, buffer, offset))
+        return count
+
+    monkeypatch.setattr(installed.store.disk, "read_into", counted)
+    assert _mend(installed, report, world.source()).repaired_chunks == 1
+    assert read < 2 * size + 10_000, "its chunk list and manifest are read too"
+
+
 def test_who_has_the_damaged_file_open_keeps_it(installed: Client, world: SimulatedRepository) -> None:
     path = _path(installed)
     _spoil(path, 50_000)

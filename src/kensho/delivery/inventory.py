@@ -1,11 +1,12 @@
 """What of the wanted files is on this disk already: whole, in staging, or as chunks of other files.
 
 Only bytes that were hashed now, or that a verification record vouches for, count as whole or staged. Chunks of other
-installed files are offered unseen: who copies them hashes them on the way.
+installed files, and what a check left of a damaged blob, are offered unseen: who copies them hashes them on the way.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import stat_result
 from stat import S_ISREG
 
 from kensho.base.clock import Seconds
@@ -23,6 +24,8 @@ MAX_PLACES = 4
 """Tried for one chunk before it is fetched. A guess: current version, previous version, another model, staging."""
 
 Places = dict[Digest, tuple[Place, ...]]
+WrongChunks = dict[tuple[int, int], Collection[int]]
+"""Per inode (device and number): indices of chunks that are not worth copying."""
 
 
 @dataclass(slots=True)
@@ -33,8 +36,11 @@ class Inventory:
     records: list[Record] = field(default_factory=list)
 
 
-def take_inventory(store: Store, want: Sequence[WantedFile], *, now: Seconds) -> Inventory:
-    """Looks at the blobs, staging and other installed files. Hashes what nothing vouches for (about 3 GB/s).
+def take_inventory(
+    store: Store, want: Sequence[WantedFile], *, now: Seconds, damaged: Mapping[Digest, Collection[int]] | None = None
+) -> Inventory:
+    """Looks at the blobs, staging and other installed files. Hashes what nothing vouches for (about 3 GB/s), but for
+    blobs that a check has just found `damaged`: the indices of their wrong chunks are taken as given.
 
     Needs no lock; without it, what is found may be gone when it is used. StorageError if the disk cannot be read.
     """
@@ -42,8 +48,9 @@ def take_inventory(store: Store, want: Sequence[WantedFile], *, now: Seconds) ->
     whole: set[Digest] = set()
     records: list[Record] = []
     places: Places = {}
+    wrong: WrongChunks = {}
     for file in want:
-        record = _check_blob(store, file, known, places, now)
+        record = _check_blob(store, file, known, places, wrong, damaged=(damaged or {}).get(file.digest, ()), now=now)
         if record:
             whole.add(file.digest)
             records.append(record)
@@ -55,7 +62,7 @@ def take_inventory(store: Store, want: Sequence[WantedFile], *, now: Seconds) ->
             if index in staged[file.digest]:
                 _offer(places, chunk.digest, store.staging.place(file.digest, offset))
     if missing:
-        _offer_installed(store, places)
+        _offer_installed(store, places, wrong)
     return Inventory(Have(files=frozenset(whole), staged=staged, chunks=places), records)
 
 
@@ -68,11 +75,14 @@ def chunks_of(store: Store, file: InstalledFile) -> tuple[Chunk, ...]:
 def _check_blob(
     store: Store,
     file: WantedFile,
-    known: dict[tuple[int, int], Record],
+    known: Mapping[tuple[int, int], Record],
     places: Places,
+    wrong: WrongChunks,
+    *,
+    damaged: Collection[int],
     now: Seconds,
 ) -> Record | None:
-    """A record if the whole blob is right; else its good chunks become places to copy from."""
+    """A record if the whole blob is right; else its good chunks become places to copy from, and the others `wrong`."""
     path = store.blob_path(file.digest)
     with storage_errors("read a blob", store.root):
         found = store.disk.lstat(path)
@@ -81,23 +91,28 @@ def _check_blob(
         record = known.get((found.st_dev, found.st_ino))
         if record and record.vouches_for(file.digest, found, now=now):
             return record
-        fd = store.disk.open_read(path)
-        try:
-            before = store.disk.fstat(fd)  # before hashing: a write in the middle of it must not be vouched for
-            spans = [(offset, chunk.size_bytes) for offset, chunk in offsets(file.chunks)]
-            digests = hash_spans(store.disk, fd, spans)
-        finally:
-            store.disk.close(fd)
-    is_whole = before.st_size == file.size_bytes
-    for (offset, _), chunk, digest in zip(spans, file.chunks, digests, strict=True):
-        if digest == chunk.digest:
-            _offer(places, digest, Place(f"blobs/{file.digest}", offset))
-        else:
-            is_whole = False
-    return Record.of(file.digest, before, now) if is_whole else None
+        if not damaged:
+            found, damaged = _hash_blob(store, file)
+    for index, (offset, chunk) in enumerate(offsets(file.chunks)):
+        if index not in damaged:
+            _offer(places, chunk.digest, Place(f"blobs/{file.digest}", offset))
+    wrong[found.st_dev, found.st_ino] = damaged
+    return None if damaged or found.st_size != file.size_bytes else Record.of(file.digest, found, now)
 
 
-def _offer_installed(store: Store, places: Places) -> None:
+def _hash_blob(store: Store, file: WantedFile) -> tuple[stat_result, frozenset[int]]:
+    """What the kernel says of the blob, and the indices of its wrong chunks."""
+    fd = store.disk.open_read(store.blob_path(file.digest))
+    try:
+        before = store.disk.fstat(fd)  # before hashing: a write in the middle of it must not be vouched for
+        digests = hash_spans(store.disk, fd, [(offset, chunk.size_bytes) for offset, chunk in offsets(file.chunks)])
+    finally:
+        store.disk.close(fd)
+    pairs = zip(file.chunks, digests, strict=True)
+    return before, frozenset(index for index, (chunk, digest) in enumerate(pairs) if digest != chunk.digest)
+
+
+def _offer_installed(store: Store, places: Places, wrong: WrongChunks) -> None:
     """Chunks of every file of every installed version. By its version's name, which is there even if the blob is not,
     and which is another file than the blob where hard links are refused."""
     for name, file in _installed_files(store):
@@ -107,8 +122,12 @@ def _offer_installed(store: Store, places: Places) -> None:
             chunks = chunks_of(store, file)
         except (Damaged, TrustError):
             continue  # verify reports it; here it only means fewer places
-        for offset, chunk in offsets(chunks):
-            _offer(places, chunk.digest, Place(name, offset))
+        with storage_errors("look at a file", store.root):
+            found = store.disk.lstat(store.root / name)
+        bad = wrong.get((found.st_dev, found.st_ino), ()) if found else range(len(chunks))
+        for index, (offset, chunk) in enumerate(offsets(chunks)):
+            if index not in bad:
+                _offer(places, chunk.digest, Place(name, offset))
 
 
 def _offer(places: Places, digest: Digest, place: Place) -> None:

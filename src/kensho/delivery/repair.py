@@ -122,7 +122,10 @@ class Repairer:
                 connections=self._connections,
                 reason=None if self._source else self._reason,
             )
-            brought = bring(self._store, model, version, want, transfer, clock=self._clock, emit=self._emit)
+            known = {damage.digest: damage.chunks for damage in damages if damage.path in want}
+            brought = bring(
+                self._store, model, version, want, transfer, clock=self._clock, emit=self._emit, damaged=known
+            )
             errors |= {d: brought.failed[d.digest] for d in damages if d.digest in brought.failed}
             self._put_in_place(release, want, brought)
             for damage in damages:

@@ -4,7 +4,7 @@ What is wanted differs, what is had differs, the steps never do. The caller hold
 chunk lists, and decides what a file that could not be had means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kensho.base.clock import Clock
@@ -41,10 +41,12 @@ def bring(
     *,
     clock: Clock,
     emit: Emit,
+    damaged: Mapping[Digest, Collection[int]] | None = None,
 ) -> Brought:
     """Every file of `want` (by path), as far as it can be had. Raises NotEnoughSpace before the first byte, and
-    StorageError; whatever happens, blobs that were there are untouched and staging can be used again."""
-    inventory = take_inventory(store, list(want.values()), now=clock.wall_s())
+    StorageError; whatever happens, blobs that were there are untouched and staging can be used again. `damaged`: see
+    `take_inventory`."""
+    inventory = take_inventory(store, list(want.values()), now=clock.wall_s(), damaged=damaged)
     plan = first = plan_files(store, model, version, list(want.values()), inventory.have)
     emit(
         PlanMade(

@@ -85,33 +85,39 @@ class Transfer:
             kept = [slot.index for slot in plan.kept if slot.file == file.digest]
             self._store.staging.prepare(file, kept)
         self._progress(0)
-        for_each(plan.copies, self._copy, threads=min(THREADS, self._connections))
-        for_each(plan.fetches, self._fetch, threads=self._connections)
+        # Fetches first: the hash of a file waits for its first chunk that is not there.
+        threads = self._connections if plan.fetches else min(THREADS, self._connections)
+        moves: list[Fetch | Copy] = [*plan.fetches, *plan.copies]
+        for_each(moves, self._move, threads=threads)
         return self._outcome
+
+    def _move(self, what: Fetch | Copy) -> None:
+        if isinstance(what, Fetch):
+            self._fetch(what)
+        else:
+            self._copy(what)
 
     # --- copies ---
 
     def _copy(self, copy: Copy) -> None:
         chunk = copy.item.chunk
-        data = self._read(copy)
-        if data is None or digest_of(data) != chunk.digest:
+        data = memoryview(self._memory().decoded)[: chunk.size_bytes]
+        if not self._read(copy, data) or digest_of(data) != chunk.digest:
             with self._lock:
                 self._outcome.stale.add(chunk.digest)
             return
         self._store_chunk(copy.item, data, copy.source.path)
 
-    def _read(self, copy: Copy) -> bytes | None:
+    def _read(self, copy: Copy, data: memoryview) -> bool:
         disk = self._store.disk
-        buffer = bytearray(copy.item.chunk.size_bytes)
         try:
             fd = disk.open_read(self._store.root / copy.source.path)
             try:
-                count = disk.read_into(fd, memoryview(buffer), copy.source.offset)
+                return disk.read_into(fd, data, copy.source.offset) == len(data)
             finally:
                 disk.close(fd)
         except OSError:
-            return None  # gone or unreadable: as good as wrong, and the network has it
-        return bytes(buffer) if count == len(buffer) else None
+            return False  # gone or unreadable: as good as wrong, and the network has it
 
     # --- fetches ---
 
