@@ -163,7 +163,7 @@ class Deliveries:
         mended now is tried again later, and is never used meanwhile: every check knows of it.
         """
         if not self.has_store():
-            return SCRUB_RETRY_S
+            return min(SCRUB_RETRY_S, self._settings.scrub_period_s / 100)
         if self._scrubber is None:
             self._scrubber = Scrubber(
                 self.store, clock=self._clock, emit=self._emit, period_s=self._settings.scrub_period_s

@@ -18,7 +18,8 @@ PASS_SHARE = 0.45
 SLICE_BYTES = 16 << 20
 """Some 30 ms of hashing: about as long as closing the application waits. A guess."""
 IDLE_WAIT_S: Seconds = 3600.0
-"""With nothing installed, or nothing due for longer, look again after this: models come and clocks are set."""
+"""With nothing installed, or nothing due for longer, look again after this: models come and clocks are set. At most a
+hundredth of the period, so that a new model does not wait for its first reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,10 @@ class ScrubState:
     @property
     def pass_s(self) -> Seconds:
         return self.period_s * PASS_SHARE
+
+    @property
+    def idle_s(self) -> Seconds:
+        return min(IDLE_WAIT_S, self.period_s / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,11 @@ def next_slice(state: ScrubState, now: Seconds) -> Slice:
     if now < started_at:
         started_at = now - pass_s * (bytes_before(first) / total if total else 0.0)
     if not ends:
-        return Slice(0, 0, IDLE_WAIT_S, started_at)
+        return Slice(0, 0, state.idle_s, started_at)
     if first == len(ends):
         wait_s = started_at + pass_s - now
         if wait_s > 0:
-            return Slice(first, first, min(wait_s, IDLE_WAIT_S), started_at)
+            return Slice(first, first, min(wait_s, state.idle_s), started_at)
         first, started_at, is_new_pass = 0, now, True
     bytes_due = min((now - started_at) / pass_s, 1.0) * total
     last = first
@@ -80,7 +85,7 @@ def next_slice(state: ScrubState, now: Seconds) -> Slice:
     wait_s = 0.0
     if last == first:
         due_at = started_at + pass_s * bytes_before(first) / total
-        wait_s = min(max(due_at - now, 0.001), IDLE_WAIT_S)  # 1 ms: rounding must not make it spin
+        wait_s = min(max(due_at - now, 0.001), state.idle_s)  # 1 ms: rounding must not make it spin
     return Slice(first, last, wait_s, started_at, is_new_pass)
 
 
