@@ -23,6 +23,11 @@ from kensho.runtime.machine import Machine, read_machine
 from kensho.testing.clock import VirtualClock
 
 MACHINE = Machine("x86_64", "linux", ("avx2",), "1.31.1")
+DIGESTS = {
+    "config.json": digest_of(b"c"),
+    "tokenizer.json": digest_of(b"t"),
+    "model.safetensors": digest_of(b"m"),
+}
 
 
 class Scripted:
@@ -78,9 +83,11 @@ class World:
         )
 
     def load(self, loader: ModelLoader, model: str = "m", tier: str = "mapped") -> LoadedGraph:
-        digests = {"config.json": digest_of(b"c"), "tokenizer.json": digest_of(b"t")}
-        digests["model.safetensors"] = digest_of(model.encode())
+        digests = {**DIGESTS, "model.safetensors": digest_of(model.encode())}
         return asyncio.run(loader.load(model, "1", self.root / "model", digests, tier=tier))  # type: ignore[arg-type]
+
+    def find(self, loader: ModelLoader) -> LoadedGraph | None:
+        return asyncio.run(loader.find("m", "1", self.root / "model", DIGESTS, tier="mapped"))
 
     def names(self) -> list[type[Event]]:
         return [type(event) for event in self.events]
@@ -101,6 +108,29 @@ def test_a_graph_is_compiled_once_then_found_in_memory_then_on_disk(world: World
     assert len({(graph.key, graph.graph_folder) for graph in graphs}) == 1
     assert world.names() == [CompileFinished]
     assert list(world.graphs.glob(".tmp*")) == []
+
+
+def test_finding_never_compiles_and_does_not_wait_for_a_compile(world: World) -> None:
+    loader = world.loader()
+    assert world.find(loader) is None
+    assert world.compiler.jobs == []
+
+    async def while_compiling() -> tuple[LoadedGraph, LoadedGraph | None]:
+        compiling = asyncio.create_task(loader.load("m", "1", world.root, DIGESTS, tier="mapped", is_background=True))
+        while not world.compiler.jobs:
+            await asyncio.sleep(0)
+        found = await loader.find("m", "1", world.root, DIGESTS, tier="mapped")
+        return await compiling, found
+
+    made, found = asyncio.run(while_compiling())
+    assert (made.source, found) == ("compile", None)
+    assert world.compiler.jobs[0].is_background
+    again = world.find(loader)
+    assert again
+    assert (again.source, again.graph_folder) == ("memory", made.graph_folder)
+    elsewhere = world.find(world.loader())
+    assert elsewhere
+    assert elsewhere.source == "disk"
 
 
 def test_another_model_machine_or_engine_has_another_graph(world: World) -> None:

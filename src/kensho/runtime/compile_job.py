@@ -18,6 +18,8 @@ class CompileJob:
     threads: int
     key: KeyFields | None
     """None = the raw graph, which needs no compiling."""
+    is_background: bool = False
+    """Nobody waits for it: everything else on this machine goes first."""
 
 
 def dump_job(job: CompileJob) -> str:

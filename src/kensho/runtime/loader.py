@@ -27,7 +27,7 @@ from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache, Hit
 from kensho.runtime.graph_identity import RAW_RECIPE, key_fields, stated_context
-from kensho.runtime.header import DEFAULT_MAX_POSITIONS, graph_key, read_header, verify_graph
+from kensho.runtime.header import DEFAULT_MAX_POSITIONS, KeyFields, graph_key, read_header, verify_graph
 from kensho.runtime.loaded_graph import LoadedGraph, Origin
 from kensho.runtime.machine import Machine
 from kensho.runtime.pins import FileLock
@@ -62,6 +62,20 @@ class _Held:
     folder: Path
     close: Callable[[], None]
     users: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One question for a graph."""
+
+    model: str
+    version: str
+    folder: Path
+    tier: Tier
+    fields: KeyFields
+    key: GraphKey
+    limit: int
+    began_s: Seconds
 
 
 class ModelLoader:
@@ -100,33 +114,56 @@ class ModelLoader:
     def stats(self) -> LoaderStats:
         return self._stats
 
-    async def load(
+    async def find(
         self, model: str, version: str, folder: Path, digests: Mapping[str, Digest], *, tier: Tier
+    ) -> LoadedGraph | None:
+        """The graph if memory or disk have it; None: it has to be made, or is being made now. Release what you get."""
+        asked = await self._ask(model, version, folder, digests, tier)
+        lane = self._lane(asked)
+        if lane.locked():
+            return None
+        async with lane:
+            source: Origin = "memory"
+            held = self._held(asked.key)
+            if held is None and tier != "raw":
+                found = await asyncio.to_thread(self._cache.lookup, asked.key)
+                if isinstance(found, Hit):
+                    held, source = _Held(found.folder, found.pin.close), "disk"
+            return None if held is None else self._hand_out(asked, held, source)
+
+    async def load(
+        self,
+        model: str,
+        version: str,
+        folder: Path,
+        digests: Mapping[str, Digest],
+        *,
+        tier: Tier,
+        is_background: bool = False,
     ) -> LoadedGraph:
         """The graph of the model in `folder`, whose files have these digests (path -> SHA-256, from its manifest).
 
-        Tier raw is built, never compiled: exact, in 0.1 s, and slower to run. Raises ModelError, CompileFailed (after
-        a second attempt), NotEnoughSpace and StorageError (not even the scratch folder). Release what you get.
+        Tier raw is built, never compiled: exact, in 0.1 s, and slower to run. A compile in the background leaves the
+        processors to whoever wants them. Raises ModelError, CompileFailed (after a second attempt), NotEnoughSpace and
+        StorageError (not even the scratch folder). Release what you get.
         """
-        began_s = self._clock.monotonic_s()
-        fields = key_fields(digests, self._machine, self._max_positions)
-        if tier == "raw":
-            fields = replace(fields, recipe=RAW_RECIPE)
-        key = graph_key(fields)
-        limit = min(fields.max_positions, await asyncio.to_thread(stated_context, folder))
+        asked = await self._ask(model, version, folder, digests, tier)
         job = CompileJob(
-            model, version, str(folder), "", fields.max_positions, self._threads, None if tier == "raw" else fields
+            model,
+            version,
+            str(folder),
+            "",
+            asked.fields.max_positions,
+            self._threads,
+            None if tier == "raw" else asked.fields,
+            is_background=is_background,
         )
-        async with self._lanes.setdefault(key, asyncio.Lock()):
-            held = self._in_use.get(key) or self._idle.pop(key)
+        async with self._lane(asked):
             source: Origin = "memory"
+            held = self._held(asked.key)
             if held is None:
-                held, source = await (self._build_raw(job) if tier == "raw" else self._find(key, job))
-            held.users += 1
-            self._in_use[key] = held
-        self._stats = replace(self._stats, **{source: getattr(self._stats, source) + 1})
-        seconds = self._clock.monotonic_s() - began_s
-        return LoadedGraph(model, version, key, held.folder, folder, tier, limit, source, seconds)
+                held, source = await (self._build_raw(job) if tier == "raw" else self._find(asked.key, job))
+            return self._hand_out(asked, held, source)
 
     def release(self, graph: LoadedGraph) -> None:
         """The graph is not needed any more. It is kept for a while, unless three others were released later."""
@@ -160,6 +197,37 @@ class ModelLoader:
             held = self._idle.pop(key)
             if held:
                 held.close()
+
+    async def _ask(self, model: str, version: str, folder: Path, digests: Mapping[str, Digest], tier: Tier) -> _Asked:
+        began_s = self._clock.monotonic_s()
+        fields = key_fields(digests, self._machine, self._max_positions)
+        if tier == "raw":
+            fields = replace(fields, recipe=RAW_RECIPE)
+        limit = min(self._max_positions, await asyncio.to_thread(stated_context, folder))
+        return _Asked(model, version, folder, tier, fields, graph_key(fields), limit, began_s)
+
+    def _lane(self, asked: _Asked) -> asyncio.Lock:
+        return self._lanes.setdefault(asked.key, asyncio.Lock())
+
+    def _held(self, key: GraphKey) -> _Held | None:
+        return self._in_use.get(key) or self._idle.pop(key)
+
+    def _hand_out(self, asked: _Asked, held: _Held, source: Origin) -> LoadedGraph:
+        held.users += 1
+        self._in_use[asked.key] = held
+        self._stats = replace(self._stats, **{source: getattr(self._stats, source) + 1})
+        seconds = self._clock.monotonic_s() - asked.began_s
+        return LoadedGraph(
+            asked.model,
+            asked.version,
+            asked.key,
+            held.folder,
+            asked.folder,
+            asked.tier,
+            asked.limit,
+            source,
+            seconds,
+        )
 
     async def _find(self, key: GraphKey, job: CompileJob) -> tuple[_Held, Origin]:
         found = await asyncio.to_thread(self._cache.lookup, key)
