@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,10 +45,10 @@ def _sweep(
         prepare(client)
         client.store.close()
         disk = FaultyDisk(at=at, fault=fault)  # type: ignore[arg-type]
-        victim = Client(root, world, disk=disk)
         with suppress(Stopped, StorageError):
-            act(victim)
-        victim.store.close()
+            victim = Client(root, world, disk=disk)
+            with closing(victim.store):
+                act(victim)
         disk.release()
         after = Client(root, world)
         look(after)

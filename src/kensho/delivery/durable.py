@@ -4,6 +4,7 @@ Used for signed documents, in a publisher's repository and in a client's trusted
 never edited, so they are left read-only and readable for everybody (a web server has another user).
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from kensho.base.errors import TrustError
@@ -34,6 +35,8 @@ def make_folders(disk: Disk, path: Path) -> None:
     while disk.lstat(path) is None and path != path.parent:
         missing.append(path)
         path = path.parent
+    with suppress(PermissionError):  # who may not read the parent did not make the folder either
+        disk.fsync_folder(path.parent)  # whoever made it may have been killed before this
     for folder in reversed(missing):
         disk.make_folder(folder)
         disk.fsync_folder(folder.parent)

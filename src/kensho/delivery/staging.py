@@ -83,7 +83,8 @@ class Staging:
         return Place(f"{self._folder.name}/{file}.part", offset)
 
     def finish(self, file: WantedFile, target: Path, *, now: float) -> Record:
-        """The file, all of whose chunks are here, gets its final name `target`. Returns what was verified.
+        """The file, all of whose chunks are here, gets its final name `target`. Returns what was verified. The name is
+        durable when `Versions.publish` has used it.
 
         TrustError if the chunks are right and the file is not: the publisher signed a contradiction. Damaged if a chunk
         is no longer what was written; it is fetched again by the next run.
@@ -102,7 +103,6 @@ class Staging:
             finally:
                 self._disk.close(fd)
             self._disk.rename(path, target)
-            self._disk.fsync_folder(target.parent)
         return record
 
     def path(self, digest: Digest) -> Path:

@@ -232,14 +232,15 @@ class State:
             db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_SCRUB, cursor))
 
     def keep_records(self, inodes: set[tuple[int, int]]) -> None:
-        """Forget the records of all other files."""
-        with self._writing() as db:
+        """Forget the records of all other files. Not durable at once: a record too many vouches for nothing."""
+        with self._writing(is_durable=False) as db:
             gone = [key for key in db.execute("SELECT dev, inode FROM records") if key not in inodes]
             db.executemany("DELETE FROM records WHERE dev = ? AND inode = ?", gone)
 
     def note(self, digests: Mapping[Digest, str], what: HistoryWord, *, now: Seconds) -> None:
-        """History (row D13): the same thing happened to the bytes of each digest; the value says how."""
-        with self._writing() as db:
+        """History (row D13): the same thing happened to the bytes of each digest; the value says how. Not durable at
+        once: nothing is decided by it."""
+        with self._writing(is_durable=False) as db:
             self._note(db, digests, what, now)
 
     def history(self, digest: Digest) -> list[HistoryEntry]:
@@ -266,7 +267,7 @@ class State:
         """
         found = self.setting(_CLIENT_ID)
         if found is None and not self.is_read_only:
-            with self._writing() as db:
+            with self._writing(is_durable=False) as db:  # the commit of what it decides makes it durable
                 db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (_CLIENT_ID, secrets.token_hex(16)))
             found = self.setting(_CLIENT_ID)
         return found or ""

@@ -67,6 +67,7 @@ class TrustedFolder:
             raise ConfigError(
                 f"{self.path} already trusts another root", advice="choose another store for this publisher"
             )
+        self.commit("root", current, current)  # it may have been written by a process killed before it could sync
         return current
 
     def read(self, name: str) -> bytes | None:
@@ -82,6 +83,7 @@ class TrustedFolder:
         with storage_errors("write the trusted metadata", self.path), self._lock():
             found = self.read(name)
             if found == data:
+                self._disk.fsync_folder(self.path)  # another wrote it, and may have been killed before that
                 return
             if found != before:
                 raise StoreBusy(

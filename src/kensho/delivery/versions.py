@@ -12,7 +12,6 @@ from pathlib import Path
 from kensho.base.errors import Damaged
 from kensho.base.ids import Digest
 from kensho.delivery.disk import NO_LINKS, Disk, storage_errors
-from kensho.delivery.durable import make_folders
 from kensho.delivery.hashing import BLOCK_BYTES, hash_file
 from kensho.delivery.installed import Record
 
@@ -43,6 +42,7 @@ class Versions:
             else:
                 for name, digest in names.items():
                     self._replace(digest, target / name, made, now)
+            self._sync_names(target, names)
             return made + self._still_vouched(set(names.values()), records)
 
     def has_links(self) -> bool:
@@ -73,16 +73,15 @@ class Versions:
     def _build(self, target: Path, names: Mapping[str, Digest], made: list[Record], now: float) -> None:
         building = self._root / "staging" / "version.new"
         self._remove(building)  # left by a killed run
-        folders = {building} | {p for name in names for p in (building / name).parents if building in p.parents}
-        for folder in sorted(folders):
+        folders = _folders(building, names)
+        for folder in folders:
             self._disk.make_folder(folder)
         for name, digest in names.items():
             self._link(digest, building / name, made, now)
-        for folder in sorted(folders, reverse=True):
+        for folder in folders:
             self._disk.fsync_folder(folder)
-        make_folders(self._disk, target.parent)
+        self._disk.make_folder(target.parent)
         self._disk.rename(building, target)
-        self._disk.fsync_folder(target.parent)
 
     def _replace(self, digest: Digest, name: Path, made: list[Record], now: float) -> None:
         blob, found = self._disk.lstat(self._blob(digest)), self._disk.lstat(name)
@@ -92,11 +91,19 @@ class Versions:
         self._disk.unlink(new)  # left by a killed run
         copied: list[Record] = []
         self._link(digest, new, copied, now)
-        make_folders(self._disk, name.parent)
+        self._disk.make_folder(name.parent)
         self._disk.rename(new, name)
-        self._disk.fsync_folder(name.parent)
         after = self._disk.lstat(name)
         made.extend(filter(None, (record.relinked(after) for record in copied if after)))
+
+    def _sync_names(self, target: Path, names: Mapping[str, Digest]) -> None:
+        """Every name that leads to the version's bytes is durable. Also those that were there already: who made them may
+        have been killed before it could sync them."""
+        for folder in _folders(target, names):
+            self._disk.fsync_folder(folder)
+        self._disk.fsync_folder(target.parent)
+        self._disk.fsync_folder(target.parent.parent)
+        self._disk.fsync_folder(self._root / "blobs")
 
     def _link(self, digest: Digest, name: Path, made: list[Record], now: float) -> None:
         try:
@@ -150,3 +157,8 @@ class Versions:
 
     def _blob(self, digest: Digest) -> Path:
         return self._root / "blobs" / digest
+
+
+def _folders(root: Path, names: Mapping[str, Digest]) -> list[Path]:
+    """The folder and those inside it that the names need, outer ones first."""
+    return sorted({root} | {folder for name in names for folder in (root / name).parents if root in folder.parents})
