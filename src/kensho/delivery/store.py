@@ -26,11 +26,11 @@ from kensho.base.ids import Digest, digest_of
 from kensho.delivery.disk import Disk, storage_errors
 from kensho.delivery.durable import make_folders, read_document, write_document
 from kensho.delivery.installed import InstalledFile, ModelRow, Release
+from kensho.delivery.migrations import FORMAT, migrate, read_format
 from kensho.delivery.staging import Staging
 from kensho.delivery.state import State
 from kensho.delivery.versions import Versions
 
-FORMAT = 1
 FOLDERS = ("trusted", "blobs", "versions", "staging", "graphs", "logs")
 DATABASE_ENDS = ("", "-wal", "-shm", "-journal")
 DATABASES = tuple(name + end for name in ("state.db", ".state.db.partial") for end in DATABASE_ENDS)
@@ -75,7 +75,7 @@ class Store:
         root = root.absolute()
         with storage_errors("make a store", root):
             make_folders(disk, root)
-            is_new = disk.lstat(root / "format") is None
+            is_new = read_format(root, disk) is None  # a newer one is refused before anything is made
             if is_new or disk.lstat(root / "state.db") is None:
                 foreign = set(disk.list_folder(root)) - {*FOLDERS, *FILES, "lost+found"}
                 if is_new and foreign:
@@ -92,18 +92,14 @@ class Store:
 
     @classmethod
     def open(cls, root: Path, *, disk: Disk) -> Self:
-        """The store in `root`; read-only (`is_read_only`) where this user may not write. About 1 ms."""
+        """The store in `root`; read-only (`is_read_only`) where this user may not write. About 1 ms.
+
+        A store of an older format is brought to this one first (`migrations`), a newer one is refused and untouched.
+        """
         root = root.absolute()
-        with storage_errors("open the store", root):
-            written = read_document(disk, root / "format", max_bytes=16)
-        if written is None:
+        if read_format(root, disk) is None:
             raise StorageError(f"no store in {root}", advice="is the disk mounted? else make it with `kensho init`")
-        number = written.strip()
-        if not number.isdigit() or int(number) > FORMAT:
-            raise StorageError(
-                f"the store in {root} has format {number[:16].decode(errors='replace')!r}; this Kensho reads {FORMAT}",
-                advice="update Kensho, or use another store; nothing was changed",
-            )
+        migrate(root, disk)
         return cls(root, State(root / "state.db"), disk=disk)
 
     def close(self) -> None:
