@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "keygen": "make the publisher's signing keys",
     "publish": "cut, pack and sign a model folder into a repository",
     "resign": "renew the signatures of a repository before they expire",
+    "prune": "remove old releases from a repository",
     "origin": "serve a repository over HTTP, for trials",
     "init": "make the store and trust a publisher's root",
     "plan": "what a pull would do, without doing it",

@@ -11,7 +11,7 @@ complete, and publishing again works (what the killed one left is overwritten or
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -87,20 +87,22 @@ class Repository:
         self._repo, self._keys, self._disk = repo, keys, disk
         self._root, self._online = root, online
         self._added: dict[str, tuple[bytes, TargetFile]] = {}
+        self._removed: set[str] = set()
 
     @classmethod
-    def open(cls, repo: Path, keys: Path, disk: Disk) -> "Repository":
+    def open(cls, repo: Path, keys: Path | None, disk: Disk) -> "Repository":
         """Load what is there. TrustError if it was not signed by these keys; expired metadata is no reason.
+        Without keys it can be read, whoever signed it.
 
         An empty repository is fine, and so is one whose first publisher was killed: it has a root at most.
         ConfigError if a key was being replaced when the machine stopped.
         """
         with repository_errors(repo):
             root = _load_root(repo, keys, disk)
-            if root is not None:
+            if root is not None and keys is not None:
                 _check_rotations(keys, root.signed)
             online = None if root is None else _load_online(repo, [root.signed], disk)
-        return cls(repo, keys, disk, root, online)
+        return cls(repo, keys or repo, disk, root, online)
 
     @classmethod
     def open_to_rotate(cls, repo: Path, keys: Path, disk: Disk) -> "Repository":
@@ -122,6 +124,22 @@ class Repository:
     def root_path(self) -> Path:
         """The newest root file, the one to hand out. It exists after `commit`."""
         return self._repo / metadata_path("root", self._root.signed.version if self._root else 1)
+
+    @property
+    def expires(self) -> datetime | None:
+        """When the timestamp does: after that nobody is led to what it names now. None if nothing was published."""
+        return self._online.timestamp.signed.expires if self._online else None
+
+    def named_files(self) -> set[str]:
+        """Paths of all files that a client is led to: metadata, and signed documents. Packs are named in those."""
+        if self._root is None or self._online is None:
+            return set()
+        versions = self._online.versions()
+        found = {metadata_path("root", version) for version in range(1, self._root.signed.version + 1)}
+        found |= {TIMESTAMP, *(metadata_path(role, versions[role]) for role in ("snapshot", "targets"))}
+        for name, target in self._online.targets.signed.targets.items():
+            found.add(target_path(name, parse_digest(target.hashes.get("sha256"))))
+        return found
 
     def check_keys(self) -> None:
         """ConfigError if a key that the next `commit` needs is missing or unfit: before any work is done."""
@@ -154,6 +172,10 @@ class Repository:
         self._added[target] = (data, signed)
         return Digest(signed.hashes["sha256"])
 
+    def keep_targets(self, targets: Set[str]) -> None:
+        """With the next `commit`, what is not among these (nor added) is no longer named. Its file stays."""
+        self._removed = set(self._online.targets.signed.targets if self._online else ()) - targets
+
     def commit(self, now: datetime, validity: Validity) -> dict[str, int]:
         """Write the added documents, sign, and publish; returns role -> version. Packs must be in place already.
 
@@ -163,6 +185,7 @@ class Repository:
         signer = MetadataSigner(self._keys, now, validity)
         root = self._root or signer.first_root()
         targets = dict(self._online.targets.signed.targets) if self._online else {}
+        targets = {name: signed for name, signed in targets.items() if name not in self._removed}
         targets |= {name: signed for name, (_, signed) in self._added.items()}
         online = signer.next_roles(root.signed, self._online, targets)
         with repository_errors(self._repo):
@@ -173,7 +196,7 @@ class Repository:
                 else:
                     self._write(path, data)
             self._write_metadata(root, online)
-        self._added = {}
+        self._added, self._removed = {}, set()
         return {"root": root.signed.version, **online.versions()}
 
     def resign(self, now: datetime, validity: Validity) -> dict[str, int]:
@@ -267,7 +290,7 @@ def resign(
         return Repository.open(repo, keys, disk).resign(now, validity)
 
 
-def _load_root(repo: Path, keys: Path, disk: Disk) -> Metadata[Root] | None:
+def _load_root(repo: Path, keys: Path | None, disk: Disk) -> Metadata[Root] | None:
     """The newest root, if it is signed by the root key in `keys`."""
     folder = repo / "metadata"
     names: list[str] = []
@@ -280,8 +303,8 @@ def _load_root(repo: Path, keys: Path, disk: Disk) -> Metadata[Root] | None:
             raise TrustError(f"{repo} has a timestamp but no root", advice=_ADVICE)
         return None
     root, _ = _read(Root, repo / metadata_path("root", max(versions)), disk)
-    mine = {load_public_key(keys, "root").keyid, next_key_id(keys, "root")}
-    if mine.isdisjoint(root.signed.roles["root"].keyids):
+    mine = {load_public_key(keys, "root").keyid, next_key_id(keys, "root")} if keys else set()
+    if keys and mine.isdisjoint(root.signed.roles["root"].keyids):
         raise TrustError(f"the repository {repo} belongs to other keys", advice="use the keys that it was made with")
     _verify(root, [root.signed], repo)
     return root
