@@ -95,12 +95,12 @@ def spoil_consistently(folder: Path) -> None:
     """Replace the graph by bytes that are no graph, and make the header agree."""
     from dataclasses import replace
 
-    from kensho.runtime.artefact import graph_section
+    from kensho.runtime.artefact import graph_sections
 
     header = read_header(folder)
-    junk = b"no graph at all" * 1000
-    sections = tuple(graph_section(junk) if s.file == GRAPH_FILE else s for s in header.sections)
-    for name, data in ((GRAPH_FILE, junk), ("header.json", dump_header(replace(header, sections=sections)))):
+    junk, mixed = b"no graph at all" * 1000, b"nor this"
+    sections = (*graph_sections(junk, mixed), *(s for s in header.sections if s.file != GRAPH_FILE))
+    for name, data in ((GRAPH_FILE, junk + mixed), ("header.json", dump_header(replace(header, sections=sections)))):
         (folder / name).chmod(0o644)
         (folder / name).write_bytes(data)
 

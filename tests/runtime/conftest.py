@@ -5,15 +5,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
+from kensho.runtime.graph_int8 import Form
 from kensho.runtime.header import GraphHeader, KeyFields
 from kensho.runtime.machine import read_machine
+from kensho.runtime.self_test import Steps
 from kensho.runtime.stages import compile_model
 
 MAKE_GEMMA = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
@@ -76,6 +78,26 @@ def machine_key() -> KeyFields:
     )
 
 
+class FixedSpeed:
+    """A stopwatch that shows what it is told, by the name of the form; 100 microseconds for the others."""
+
+    def __init__(self, products: Mapping[str, int], decodes: Mapping[str, int]) -> None:
+        self._products = products
+        self._decodes = decodes
+
+    def product_us(self, form: Form) -> int:
+        return self._products.get(form.name, 100)
+
+    def decode_us(self, form: Form, session: Steps) -> int:
+        del session
+        return self._decodes.get(form.name, 100)
+
+
+@pytest.fixture(scope="session")
+def fixed_speed() -> type[FixedSpeed]:
+    return FixedSpeed
+
+
 @pytest.fixture(scope="session")
 def compiled_tiny(
     tiny_model: Path, machine_key: KeyFields, tmp_path_factory: pytest.TempPathFactory
@@ -83,6 +105,13 @@ def compiled_tiny(
     """The tiny model compiled for this machine: (folder, header). Shared: never written to."""
     folder = tmp_path_factory.mktemp("tiny-graph")
     header = compile_model(
-        tiny_model, folder, key=machine_key, model="tiny", version="1", clock=SystemClock(), progress=lambda *_: None
+        tiny_model,
+        folder,
+        key=machine_key,
+        model="tiny",
+        version="1",
+        clock=SystemClock(),
+        progress=lambda *_: None,
+        speed=FixedSpeed({"s8": 1000}, {}),
     )
     return folder, header

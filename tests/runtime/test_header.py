@@ -14,6 +14,7 @@ from kensho.base.ids import Digest, digest_of
 from kensho.runtime.header import (
     BLOCK_BYTES,
     FORMAT,
+    FormSpeed,
     GraphHeader,
     KeyFields,
     SelfTestVector,
@@ -55,6 +56,7 @@ HEADER = GraphHeader(
     self_test=SelfTestVector((2, 5), (7,), (-1_500_000,), 1000),
     created="2026-01-02T03:04:05Z",
     compile_ms=812,
+    speeds=(FormSpeed("u8", 13_000), FormSpeed("s8", 15_000)),
 )
 DATA = dump_header(HEADER)
 
@@ -149,6 +151,15 @@ def test_an_untouched_entry_verifies_and_reports_its_bytes(tmp_path: Path) -> No
     seen: list[int] = []
     verify_graph(tmp_path, read_header(tmp_path), seen.append)
     assert sum(seen) == HEADER.size_bytes
+
+
+def test_a_header_of_the_first_minor_version_is_read_without_what_it_did_not_have() -> None:
+    body = json.loads(DATA)["body"]
+    del body["speeds"]
+    older = parse_header(_signed({**body, "format": [1, 0]}))
+    assert older == replace(HEADER, format=(1, 0), speeds=())
+    with pytest.raises(Damaged, match="speeds"):
+        parse_header(_signed(body))
 
 
 @pytest.mark.parametrize(

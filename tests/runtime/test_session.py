@@ -1,18 +1,26 @@
 """A session on a real graph: tiers agree, the cache is reused, and every misuse or damage is one clear error."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from kensho.base.clock import SystemClock
 from kensho.base.errors import ConfigError, EngineError, WrongNumbers
-from kensho.runtime.header import GraphHeader
+from kensho.runtime.form_choice import Speed
+from kensho.runtime.header import GRAPH_SECTION, MIXED_SECTION, GraphHeader, KeyFields, read_header, verify_graph
 from kensho.runtime.self_test import check_session, relative_error
 from kensho.runtime.session import Session, Tier
-from kensho.runtime.stages import build_raw
+from kensho.runtime.stages import build_raw, compile_model
 
 pytestmark = pytest.mark.real
 IDS = np.random.default_rng(3).integers(0, 4096, 40).tolist()
@@ -34,14 +42,16 @@ def _logits(session: Session) -> np.ndarray:
     return np.stack([session.append(IDS[:30]), *(session.append([token]) for token in IDS[30:])])
 
 
-def test_int8_agrees_with_the_exact_graph_and_packed_with_mapped(
+def test_int8_agrees_with_the_exact_graph_and_its_tiers_with_each_other(
     compiled_tiny: Compiled, raw_graph: Path, tiny_model: Path
 ) -> None:
     exact = _logits(_load(raw_graph, tiny_model, "raw"))
     mapped = _logits(_load(compiled_tiny[0], tiny_model))
     packed = _logits(_load(compiled_tiny[0], tiny_model, "packed"))
+    mixed = _logits(_load(compiled_tiny[0], tiny_model, "mixed"))
     assert relative_error(mapped, exact) < 0.06  # measured 0.03
     np.testing.assert_allclose(packed, mapped, rtol=0, atol=1e-4)  # measured 0: integer sums are exact
+    np.testing.assert_allclose(mixed, mapped, rtol=0, atol=1e-4)
 
 
 def test_the_answer_does_not_depend_on_how_the_prompt_was_cut(compiled_tiny: Compiled, tiny_model: Path) -> None:
@@ -65,7 +75,7 @@ def test_rewinding_keeps_the_prefix(compiled_tiny: Compiled, tiny_model: Path) -
 
 def test_the_recorded_self_test_passes_in_every_compiled_tier(compiled_tiny: Compiled, tiny_model: Path) -> None:
     folder, header = compiled_tiny
-    for tier in ("mapped", "packed"):
+    for tier in ("mapped", "mixed", "packed"):
         check_session(_load(folder, tiny_model, tier), header.self_test)
 
 
@@ -103,9 +113,65 @@ def test_ids_outside_the_vocabulary_are_refused_before_the_engine_sees_them(
     assert session.position == 0
 
 
-def test_the_mixed_tier_is_refused_by_name(compiled_tiny: Compiled, tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="mixed"):
-        _load(compiled_tiny[0], tiny_model, "mixed")
+def test_the_tiers_of_a_model_with_a_head_of_its_own_agree(
+    llama_model: Callable[..., Path], machine_key: KeyFields, fixed_speed: Callable[..., Speed], tmp_path: Path
+) -> None:
+    model, raw, graph = llama_model(), tmp_path / "raw", tmp_path / "compiled"
+    raw.mkdir()
+    graph.mkdir()
+    build_raw(model, raw)
+    compile_model(
+        model,
+        graph,
+        key=machine_key,
+        model="m",
+        version="1",
+        clock=SystemClock(),
+        progress=lambda *_: None,
+        speed=fixed_speed({"s8": 1000}, {}),
+    )
+    ids = [token % 1024 for token in IDS]
+    exact = _load(raw, model, "raw").append(ids)
+    tiers: tuple[Tier, ...] = ("mapped", "mixed", "packed")
+    mapped, mixed, packed = (_load(graph, model, tier).append(ids) for tier in tiers)
+    assert relative_error(mapped[None], exact[None]) < 0.15  # measured 0.07: large random weights
+    np.testing.assert_allclose(mixed, mapped, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(packed, mapped, rtol=0, atol=1e-4)
+
+
+def test_mixed_packs_the_layers_and_not_the_head(compiled_tiny: Compiled, tiny_model: Path) -> None:
+    """By what ONNX Runtime itself says: the head's matrix is no constant there, so it cannot be prepacked."""
+    graph = (compiled_tiny[0] / "graph.onnx").read_bytes()
+    section = compiled_tiny[1].section(GRAPH_SECTION)
+    assert section is not None
+    overridable = []
+    for data in (graph, graph[: section.size_bytes]):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(compiled_tiny[0]))
+        engine = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        overridable.append([value.name for value in engine.get_overridable_initializers()])
+    assert overridable == [["model.embed_tokens.weight"], []]
+
+
+def test_a_graph_of_an_older_minor_version_runs_but_has_no_mixed_tier(
+    compiled_tiny: Compiled, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder, header = tmp_path / "older", compiled_tiny[1]
+    shutil.copytree(compiled_tiny[0], folder)
+    graph = header.section(GRAPH_SECTION)
+    assert graph is not None
+    (folder / "graph.onnx").write_bytes((folder / "graph.onnx").read_bytes()[: graph.size_bytes])
+    sections = tuple(section for section in header.sections if section.name != MIXED_SECTION)
+    body = asdict(replace(header, sections=sections, format=(1, 0)))
+    del body["speeds"]
+    dump = partial(json.dumps, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(dump(body).encode()).hexdigest()
+    (folder / "header.json").write_text(dump({"body": body, "sha256": digest}))
+    verify_graph(folder, read_header(folder))
+    check_session(_load(folder, tiny_model), header.self_test)
+    with pytest.raises(ConfigError, match="no mixed tier"):
+        _load(folder, tiny_model, "mixed")
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no weights", "short weights", "garbage graph", "empty graph"])

@@ -13,8 +13,9 @@ import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.errors import CompileFailed, Damaged
-from kensho.runtime import self_test, stages
-from kensho.runtime.header import GraphHeader, KeyFields, read_header, verify_graph
+from kensho.runtime import form_choice, self_test, stages
+from kensho.runtime.form_choice import Speed
+from kensho.runtime.header import FormSpeed, GraphHeader, KeyFields, read_header, verify_graph
 from kensho.runtime.safetensors import read_tensors
 from kensho.runtime.session import Session
 from kensho.runtime.stages import STAGES, build_raw, compile_model
@@ -30,10 +31,13 @@ def multiply_without_vnni(activations: np.ndarray, weights: np.ndarray) -> np.nd
 
 
 @pytest.fixture
-def compile_into(machine_key: KeyFields, tmp_path: Path) -> Callable[..., tuple[Path, list[tuple[str, int, int, str]]]]:
-    def run(model: Path, key: KeyFields = machine_key) -> tuple[Path, list[tuple[str, int, int, str]]]:
-        out, seen = tmp_path / "graph", []
+def compile_into(
+    machine_key: KeyFields, tmp_path: Path, fixed_speed: Callable[..., Speed]
+) -> Callable[..., tuple[Path, list[tuple[str, int, int, str]]]]:
+    def run(model: Path, key: KeyFields = machine_key, **decodes: int) -> tuple[Path, list[tuple[str, int, int, str]]]:
+        out, seen = tmp_path / f"graph-{len(list(tmp_path.iterdir()))}", []
         out.mkdir()
+        products = {} if decodes else {"s8": 1000}
         compile_model(
             model,
             out,
@@ -42,6 +46,7 @@ def compile_into(machine_key: KeyFields, tmp_path: Path) -> Callable[..., tuple[
             version="1",
             clock=SystemClock(),
             progress=lambda *report: seen.append(report),
+            speed=fixed_speed(products, decodes),
         )
         return out, seen
 
@@ -93,8 +98,8 @@ def test_a_flipped_bit_of_the_weights_is_found(tiny_model: Path, compile_into: C
 def test_a_form_that_answers_too_far_is_not_chosen(
     tiny_model: Path, compile_into: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    u8, u7 = stages.FORMS
-    wrong = replace(u8, zero=0)  # every negative activation becomes 0
+    u8, _, u7 = stages.FORMS
+    wrong = replace(u8, zero=20)  # negative activations are cut off
     monkeypatch.setattr(stages, "FORMS", (wrong, u7))
     out, seen = compile_into(tiny_model)
     header = read_header(out)
@@ -106,9 +111,39 @@ def test_a_form_that_answers_too_far_is_not_chosen(
 def test_a_cpu_whose_sums_overflow_gets_the_form_with_smaller_numbers(
     tiny_model: Path, compile_into: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "multiply_mapped", multiply_without_vnni)
+    monkeypatch.setattr(form_choice, "multiply_mapped", multiply_without_vnni)
     out, _ = compile_into(tiny_model)
     assert read_header(out).form == "u7"
+
+
+def test_the_faster_of_two_fine_forms_is_chosen_and_both_times_are_recorded(
+    tiny_model: Path, compile_into: Callable
+) -> None:
+    slow, _ = compile_into(tiny_model, u8=300, s8=200)
+    header = read_header(slow)
+    assert header.form == "s8"
+    assert header.speeds == (FormSpeed("u8", 300), FormSpeed("s8", 200))
+    # The constants of the form that was tried last must not stay: u8 is tried first, and chosen.
+    fast, _ = compile_into(tiny_model, u8=200, s8=300)
+    assert read_header(fast).form == "u8"
+    for folder in (slow, fast):
+        verify_graph(folder, read_header(folder))
+        with closing(Session.load(folder, tiny_model, tier="mapped", max_context=32)) as session:
+            self_test.check_session(session, read_header(folder).self_test)
+
+
+def test_the_real_stopwatch_measures(tiny_model: Path, machine_key: KeyFields, tmp_path: Path) -> None:
+    header = compile_model(
+        tiny_model,
+        tmp_path,
+        key=machine_key,
+        model="m",
+        version="1",
+        clock=SystemClock(),
+        progress=lambda *_: None,
+    )
+    assert header.form in {speed.form for speed in header.speeds}
+    assert all(1 <= speed.decode_us < 1_000_000 for speed in header.speeds)
 
 
 def test_no_form_good_enough_is_one_clear_error(

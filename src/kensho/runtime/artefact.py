@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from kensho.base.errors import KenshoError, NotEnoughSpace, StorageError
 from kensho.runtime.graph_int8 import Constant
-from kensho.runtime.header import BLOCK_BYTES, GRAPH_FILE, WEIGHTS_FILE, Section, hash_section
+from kensho.runtime.header import (
+    BLOCK_BYTES,
+    GRAPH_FILE,
+    GRAPH_SECTION,
+    MIXED_SECTION,
+    WEIGHTS_FILE,
+    Section,
+    hash_section,
+)
 from kensho.runtime.weights_layout import Layout, Matrix
 
 
@@ -63,8 +71,12 @@ def count_blocks(layout: Layout) -> int:
     return sum(-(-(place.end - place.offset) // BLOCK_BYTES) for place in layout.places.values())
 
 
-def graph_section(graph: bytes) -> Section:
-    return hash_section("graph", GRAPH_FILE, 0, memoryview(graph))
+def graph_sections(graph: bytes, mixed: bytes) -> tuple[Section, Section]:
+    """Those of graph.onnx, which is the two one after the other."""
+    return (
+        hash_section(GRAPH_SECTION, GRAPH_FILE, 0, memoryview(graph)),
+        hash_section(MIXED_SECTION, GRAPH_FILE, len(graph), memoryview(mixed)),
+    )
 
 
 def write_file(folder: Path, name: str, data: bytes) -> None:

@@ -25,7 +25,7 @@ _SMALLEST = 1e-30
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How activations are quantised: to integers from zero - levels to zero + levels."""
+    """How activations are quantised: to integers from zero - levels to zero + levels, signed if zero is 0."""
 
     name: str
     levels: int
@@ -35,9 +35,14 @@ class Form:
     def largest(self) -> int:
         return self.zero + self.levels
 
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.int8]:
+        return np.uint8 if self.zero else np.int8
 
-FORMS = (Form("u8", 127, 128), Form("u7", 63, 64))
-"""Best first. The second is for CPUs whose 16-bit sums overflow with the first (see integer_kernel)."""
+
+FORMS = (Form("u8", 127, 128), Form("s8", 127, 0), Form("u7", 63, 64))
+"""u8 suits x86 with VNNI; s8, without zero point to correct, CPUs that multiply signed numbers (ARM); u7 is for CPUs
+whose 16-bit sums overflow with u8 (see integer_kernel). `form_choice` asks the CPU."""
 
 
 class Int8Lowering:
@@ -80,6 +85,11 @@ class Int8Lowering:
     def head(self, graph: GraphWriter, x: str, op: Head) -> None:
         self._multiply(graph, x, op.table, op.out)
 
+    def head_as_input(self, table: str) -> bytes:
+        """What makes this graph one for the mixed tier, appended to it: the head's matrix is read in place."""
+        matrix = self._layout.matrices[table]
+        return GraphWriter.extra_input(table, "I8", (matrix.columns, matrix.rows))
+
     def gain(self, tensor: str) -> NDArray[np.float32]:
         return self._gains[tensor]
 
@@ -91,15 +101,17 @@ class Int8Lowering:
         form = self._form
         smallest = graph.constant("smallest", np.array(_SMALLEST, np.float32))
         step = graph.constant(f"step.{form.name}", np.array(1 / form.levels, np.float32))
-        zero = graph.constant(f"zero.{form.name}", np.array(form.zero, np.uint8))
+        zero = graph.constant(f"zero.{form.name}", np.array(form.zero, form.dtype))
         last_axis = graph.constant("axis.last", np.array([-1], np.int64))
         absolute = graph.node("Abs", [x], f"{out}.abs")
         largest = graph.node("ReduceMax", [absolute, last_axis], f"{out}.largest", keepdims=1)
         safe = graph.node("Max", [largest, smallest], f"{out}.safe")
         unit = graph.node("Div", [x, safe], f"{out}.unit")
-        quantized = graph.node("QuantizeLinear", [unit, step, zero], f"{out}.u8")
+        quantized = graph.node("QuantizeLinear", [unit, step, zero], f"{out}.quantized")
         product = graph.node("MatMulInteger", [quantized, self._matrix(graph, weight)], f"{out}.product")
-        centered = graph.node("Sub", [product, self._constant(graph, f"{weight}.sums")], f"{out}.centered")
+        centered = product
+        if form.zero:
+            centered = graph.node("Sub", [product, self._constant(graph, f"{weight}.sums")], f"{out}.centered")
         scales = self._constant(graph, f"{weight}.scales")
         by_column = graph.node("DequantizeLinear", [centered, scales], f"{out}.by_column", axis=2)
         return graph.node("Mul", [by_column, safe], out)

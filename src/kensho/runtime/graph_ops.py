@@ -15,6 +15,7 @@ MICROSOFT = "com.microsoft"
 FLOAT = int(TensorProto.FLOAT)
 INT32 = int(TensorProto.INT32)
 INT64 = int(TensorProto.INT64)
+INT8 = int(TensorProto.INT8)
 UINT8 = int(TensorProto.UINT8)
 INLINE_BYTES = 64 * 1024
 _OPSETS = {"": 21, MICROSOFT: 1}
@@ -68,6 +69,16 @@ class GraphWriter:
     def input(self, name: str, dtype: int, shape: Shape) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
+
+    @staticmethod
+    def extra_input(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+        """What to append to a serialised graph so that its constant `name` counts as an input with a default value.
+
+        Protobuf merges the two. ONNX Runtime then still reads the constant in place, but does not prepack it.
+        """
+        value = helper.make_tensor_value_info(name, STORED_TYPES[dtype], shape)
+        patch = onnx.ModelProto(graph=onnx.GraphProto(input=[value]))
+        return patch.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
     def output(self, name: str, dtype: int, shape: Shape) -> str:
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))

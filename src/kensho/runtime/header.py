@@ -20,11 +20,13 @@ from typing import cast
 from kensho.base.errors import Damaged, KenshoError, TrustError
 from kensho.base.ids import Digest, GraphKey, digest_of, parse_digest
 
-FORMAT = (1, 0)
-"""(major, minor) written by this version."""
+FORMAT = (1, 1)
+"""(major, minor) written by this version. Minor 1 added `speeds` and the section `mixed` of graph.onnx."""
 HEADER_FILE = "header.json"
 GRAPH_FILE = "graph.onnx"
 WEIGHTS_FILE = "weights.bin"
+GRAPH_SECTION, MIXED_SECTION = "graph", "mixed"
+"""graph.onnx is the graph, followed by what makes it one for the mixed tier (`graph_ops.extra_input`)."""
 BLOCK_BYTES = 4 * 1024 * 1024
 """What one SHA-256 of a section covers; also the piece in which files are read for hashing."""
 MAX_HEADER_BYTES = 4 * 1024 * 1024
@@ -32,7 +34,7 @@ MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_TEXT = 256
 _MAX_LIST = 65536
 
-COMPILER = 1
+COMPILER = 2
 """Rises when the compiler writes other bytes or other mathematics for the same input: old entries then miss."""
 RECIPE = "int8-rows"
 """Weights int8 per output channel stored [K, N]; activations quantised per row; tied table stored once."""
@@ -91,6 +93,14 @@ class SelfTestVector:
 
 
 @dataclass(frozen=True, slots=True)
+class FormSpeed:
+    """What one token took when the form was chosen, on the mapped tier of the machine that compiled."""
+
+    form: str
+    decode_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class GraphHeader:
     """Everything known about a compiled graph. Times: `created` RFC 3339 UTC, `compile_ms` wall milliseconds."""
 
@@ -100,7 +110,7 @@ class GraphHeader:
     """SHA-256 of the architecture (family, sizes, layer kinds): the shape of inputs, outputs and KV cache."""
     key: KeyFields
     form: str
-    """How activations are quantised: `u8` (256 levels) or `u7` (128, for CPUs whose u8 x s8 sums saturate)."""
+    """How activations are quantised: `u8` and `s8` (256 levels) or `u7` (128, for CPUs whose u8 x s8 sums saturate)."""
     vocab_size: int
     kv_bytes_per_position: int
     """Memory that one token of context costs, all layers."""
@@ -108,12 +118,17 @@ class GraphHeader:
     self_test: SelfTestVector
     created: str
     compile_ms: int
+    speeds: tuple[FormSpeed, ...] = ()
+    """The correct forms that were measured, the chosen one among them; empty in a header of minor version 0."""
     format: tuple[int, int] = FORMAT
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the files that the sections describe (the header itself not counted)."""
         return sum(section.size_bytes for section in self.sections)
+
+    def section(self, name: str) -> Section | None:
+        return next((section for section in self.sections if section.name == name), None)
 
 
 def graph_key(fields: KeyFields) -> GraphKey:
@@ -257,6 +272,7 @@ def _integer(value: object, name: str, low: int = 0) -> int:
 
 _KEY_FIELDS = tuple(KeyFields.__dataclass_fields__)
 _BODY_FIELDS = tuple(GraphHeader.__dataclass_fields__)
+_FIELD_SINCE = {"speeds": (1, 1)}
 
 
 def _parse_body(document: object) -> GraphHeader:
@@ -270,7 +286,8 @@ def _parse_body(document: object) -> GraphHeader:
         reason = "format_newer" if major > FORMAT[0] else "format_older"
         raise _refuse(f"compiled graph has format {major}.{minor}, this Kensho reads {FORMAT[0]}", reason)
     may_have_more = minor > FORMAT[1]
-    body = _Fields(document, _BODY_FIELDS, may_have_more=may_have_more)
+    names = tuple(name for name in _BODY_FIELDS if (major, minor) >= _FIELD_SINCE.get(name, (1, 0)))
+    body = _Fields(document, names, may_have_more=may_have_more)
     return GraphHeader(
         format=(major, minor),
         model=body.text("model"),
@@ -284,6 +301,7 @@ def _parse_body(document: object) -> GraphHeader:
         self_test=_parse_self_test(body.value("self_test"), may_have_more),
         created=body.text("created"),
         compile_ms=body.integer("compile_ms"),
+        speeds=tuple(_parse_speed(item, may_have_more) for item in body.items("speeds")) if "speeds" in names else (),
     )
 
 
@@ -319,6 +337,11 @@ def _parse_section(document: object, may_have_more: bool) -> Section:
     if len(section.blocks) != -(-section.size_bytes // BLOCK_BYTES):
         raise ValueError(f"section {section.name} has the wrong number of blocks")
     return section
+
+
+def _parse_speed(document: object, may_have_more: bool) -> FormSpeed:
+    fields = _Fields(document, tuple(FormSpeed.__dataclass_fields__), may_have_more=may_have_more)
+    return FormSpeed(fields.text("form"), fields.integer("decode_us"))
 
 
 def _check_tiling(sections: tuple[Section, ...]) -> tuple[Section, ...]:

@@ -11,43 +11,53 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from kensho.runtime.graph_ops import INT32, UINT8, GraphWriter
+from kensho.runtime.graph_int8 import Form
+from kensho.runtime.graph_ops import INT8, INT32, UINT8, GraphWriter
 from kensho.runtime.quantize import LIMIT
 
-Multiply = Callable[[NDArray[np.uint8], NDArray[np.int8]], NDArray[np.int32]]
+Activations = NDArray[np.uint8 | np.int8]
+Multiply = Callable[[Activations, NDArray[np.int8]], NDArray[np.int32]]
 _INNER, _OUTPUTS = 256, 64
 _ROWS = (1, 4)
 """One row takes the matrix-vector kernel, several the packing one."""
 
 
-def sums_are_exact(largest: int, multiply: Multiply) -> bool:
-    """Whether products of activations up to `largest` with weights up to +-127 come out exactly, for 1 and 4 rows."""
+class Product:
+    """Multiplies by a fixed int8 matrix (K, N), with the kernel of the mapped or of the packed tier."""
+
+    def __init__(self, weights: NDArray[np.int8], dtype: type[np.uint8] | type[np.int8], *, is_packed: bool) -> None:
+        graph = GraphWriter()
+        graph.input("a", INT8 if dtype is np.int8 else UINT8, ("rows", weights.shape[0]))
+        graph.output("sums", INT32, ("rows", weights.shape[1]))
+        graph.node("MatMulInteger", ["a", graph.constant("weights", weights)], "sums")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.disable_prepacking", "0" if is_packed else "1")
+        self._engine = onnxruntime.InferenceSession(
+            graph.serialize("probe", {}), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, activations: Activations) -> NDArray[np.int32]:
+        """(rows, K) of the dtype -> (rows, N)."""
+        sums: NDArray[np.int32] = self._engine.run(["sums"], {"a": activations})[0]
+        return sums
+
+
+def sums_are_exact(form: Form, multiply: Multiply) -> bool:
+    """Whether products of the form's activations with weights up to +-127 come out exactly, for 1 and 4 rows."""
     weights = np.full((_INNER, _OUTPUTS), LIMIT, np.int8)
     weights[:, ::2] = -LIMIT
-    expected = largest * _INNER * weights[0].astype(np.int32)
+    expected = form.largest * _INNER * weights[0].astype(np.int32)
     return all(
-        bool((multiply(np.full((rows, _INNER), largest, np.uint8), weights) == expected).all()) for rows in _ROWS
+        bool((multiply(np.full((rows, _INNER), form.largest, form.dtype), weights) == expected).all()) for rows in _ROWS
     )
 
 
-def multiply_mapped(activations: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int32]:
+def multiply_mapped(activations: Activations, weights: NDArray[np.int8]) -> NDArray[np.int32]:
     """(rows, K) x (K, N) by the kernel of the mapped tier."""
-    return _multiply(activations, weights, "1")
+    return Product(weights, activations.dtype.type, is_packed=False)(activations)
 
 
-def multiply_packed(activations: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int32]:
+def multiply_packed(activations: Activations, weights: NDArray[np.int8]) -> NDArray[np.int32]:
     """(rows, K) x (K, N) by the kernel of the packed tier."""
-    return _multiply(activations, weights, "0")
-
-
-def _multiply(activations: NDArray[np.uint8], weights: NDArray[np.int8], disable_prepacking: str) -> NDArray[np.int32]:
-    graph = GraphWriter()
-    graph.input("a", UINT8, ("rows", weights.shape[0]))
-    graph.output("sums", INT32, ("rows", weights.shape[1]))
-    graph.node("MatMulInteger", ["a", graph.constant("weights", weights)], "sums")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_prepacking", disable_prepacking)
-    engine = onnxruntime.InferenceSession(graph.serialize("probe", {}), options, providers=["CPUExecutionProvider"])
-    sums: NDArray[np.int32] = engine.run(["sums"], {"a": activations})[0]
-    return sums
+    return Product(weights, activations.dtype.type, is_packed=True)(activations)

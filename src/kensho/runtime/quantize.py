@@ -67,7 +67,7 @@ def quantize_block(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], N
     """
     largest = np.maximum(weights.max(axis=1), -weights.min(axis=1))
     scales = np.where(largest == 0, np.float32(1), largest / np.float32(LIMIT)).astype(np.float32)
-    with np.errstate(invalid="ignore"):  # NaN and infinity: the caller refuses by the scale
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity: the caller refuses by the scale
         np.divide(weights, scales[:, None], out=weights)
         np.rint(weights, out=weights)
         # A denormal scale can round so far that the quotient leaves the range.

@@ -1,9 +1,12 @@
 """One model in memory: token ids in, logits of the last position out. The edge to ONNX Runtime (with `integer_kernel`).
 
 Tiers: `raw` (exact, weights in the delivered safetensors), `mapped` (int8 read straight from the map: loads in
-milliseconds, little memory of its own), `packed` (the same file, weights copied into the kernels' own layout at load:
-faster long prompts, one more copy in memory). The KV cache lies in buffers of our own that the graph reads as past and
-writes as present, so a step copies nothing and forgetting is setting `position`.
+milliseconds, little memory of its own), `packed` (the same files, weights copied into the kernels' own layout at load:
+faster long prompts, one more copy in memory), `mixed` (the layers packed, the head read from the map: long prompts
+nearly as fast for a third of the memory). All but raw compute the same integers.
+
+The KV cache lies in buffers of our own that the graph reads as past and writes as present, so a step copies nothing
+and forgetting is setting `position`.
 """
 
 from collections.abc import Sequence
@@ -15,8 +18,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from kensho.base.errors import ConfigError, EngineError, WrongNumbers
-from kensho.runtime.header import DEFAULT_MAX_POSITIONS, GRAPH_FILE
+from kensho.base.errors import ConfigError, Damaged, EngineError, WrongNumbers
+from kensho.runtime.header import (
+    DEFAULT_MAX_POSITIONS,
+    GRAPH_FILE,
+    GRAPH_SECTION,
+    MIXED_SECTION,
+    GraphHeader,
+    read_header,
+)
 
 Tier = Literal["raw", "mapped", "mixed", "packed"]
 _MAX_GRAPH_BYTES = 1024 * 1024 * 1024
@@ -71,21 +81,29 @@ class Session:
         files first (`header.verify_graph`): ONNX Runtime does not notice changed weights. Raises EngineError (the
         graph or its weights cannot be loaded: drop the entry) and ConfigError (tier or context not possible).
         """
-        if tier == "mixed":
-            raise ConfigError("the mixed tier is not built yet", advice="use mapped or packed")
-        weights_folder = model_folder if tier == "raw" else graph_folder
         try:
+            # A raw graph has no header: it was built a moment ago and is never kept.
+            size_bytes = None if tier == "raw" else _graph_bytes(read_header(graph_folder), tier)
             with (graph_folder / GRAPH_FILE).open("rb") as file:
-                graph = file.read(_MAX_GRAPH_BYTES)
+                graph = file.read(_MAX_GRAPH_BYTES if size_bytes is None else size_bytes)
+        except (OSError, Damaged) as error:
+            raise _cannot_load(tier, error) from error
+        weights_folder = model_folder if tier == "raw" else graph_folder
+        return cls.open(graph, weights_folder, tier=tier, max_context=max_context, threads=threads)
+
+    @classmethod
+    def open(
+        cls, graph: bytes, weights_folder: Path, *, tier: Tier, max_context: int | None = None, threads: int = 1
+    ) -> "Session":
+        """The same for a graph in memory, which for `mixed` is the file's two sections one after the other."""
+        try:
             # ONNX Runtime's exceptions share no base class below Exception.
             engine = onnxruntime.InferenceSession(
                 graph, _options(tier, weights_folder, threads), providers=["CPUExecutionProvider"]
             )
             facts = _read_facts(engine)
         except Exception as error:
-            raise EngineError(
-                f"the {tier} graph cannot be loaded: {_first_line(error)}", advice="drop the entry and compile again"
-            ) from error
+            raise _cannot_load(tier, error) from error
         wanted = min(facts.max_positions, DEFAULT_MAX_POSITIONS) if max_context is None else max_context
         if not 1 <= wanted <= facts.max_positions:
             raise ConfigError(
@@ -157,6 +175,16 @@ class Session:
         return kept
 
 
+def _graph_bytes(header: GraphHeader, tier: Tier) -> int | None:
+    """How much of graph.onnx is the graph of this tier; None = all."""
+    if tier != "mixed":
+        section = header.section(GRAPH_SECTION)
+        return section.size_bytes if section else None
+    if header.section(MIXED_SECTION) is None:
+        raise ConfigError("this compiled graph has no mixed tier", advice="use mapped or packed, or compile it again")
+    return None
+
+
 def _options(tier: Tier, weights_folder: Path, threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -170,7 +198,7 @@ def _options(tier: Tier, weights_folder: Path, threads: int) -> onnxruntime.Sess
     # Spinning threads take cores from the program that embeds us (and collapse on a busy machine).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
-    if tier != "packed":
+    if tier in ("raw", "mapped"):
         options.add_session_config_entry("session.disable_prepacking", "1")
     if tier == "raw":
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
@@ -184,6 +212,12 @@ def _read_facts(engine: onnxruntime.InferenceSession) -> GraphFacts:
 
 def _value(array: NDArray[np.generic]) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _cannot_load(tier: Tier, error: Exception) -> EngineError:
+    return EngineError(
+        f"the {tier} graph cannot be loaded: {_first_line(error)}", advice="drop the entry and compile again"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -6,14 +6,13 @@
 | linking | the layers' operations are laid out and tied to their tensors | layers |
 | optimizing | q, k, v and gate, up become one matrix each, norm gains are folded, the file is laid out | operations |
 | compiling | weights are quantised to int8 with their column sums and written | bytes |
-| finalizing | the graph is run and compared with the exact one, every byte is hashed, files are fsynced | steps |
+| finalizing | graphs are run, compared with the exact one and timed, every byte is hashed and fsynced | steps |
 
 Runs in a child process that may be killed at any time: it writes only into `out_folder`, a fresh folder of the
 caller's, which becomes visible by the caller's rename. `build_raw` needs none of this: it is the graph that answers
 while the compile runs.
 """
 
-import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,11 +29,12 @@ from kensho.runtime.artefact import (
     WeightsFile,
     count_blocks,
     fsync_folder,
-    graph_section,
+    graph_sections,
     storage_errors,
     write_file,
 )
 from kensho.runtime.decoder import AddNorm, HeadNorm, Norm, Op, fuse, link
+from kensho.runtime.form_choice import Candidate, MeasuredSpeed, Speed, find_form
 from kensho.runtime.graph_builder import build_graph, rope_constants
 from kensho.runtime.graph_int8 import FORMS, Constant, Form, Int8Lowering, make_constants
 from kensho.runtime.graph_raw import RawLowering
@@ -42,13 +42,13 @@ from kensho.runtime.header import (
     DEFAULT_MAX_POSITIONS,
     GRAPH_FILE,
     HEADER_FILE,
+    FormSpeed,
     GraphHeader,
     KeyFields,
-    SelfTestVector,
+    Section,
     dump_header,
 )
 from kensho.runtime.hf_config import Model, read_model
-from kensho.runtime.integer_kernel import multiply_mapped, multiply_packed, sums_are_exact
 from kensho.runtime.quantize import Scales, quantize_rows
 from kensho.runtime.session import ENGINE_VERSION, Session
 from kensho.runtime.tensor_reader import TensorReader
@@ -69,10 +69,12 @@ def compile_model(
     clock: Clock,
     progress: Progress,
     threads: int = 1,
+    speed: Speed | None = None,
 ) -> GraphHeader:
     """Write graph.onnx, weights.bin and header.json (all fsynced) for the model into the existing `out_folder`.
 
-    `key` goes into the header as it is; its engine version must be the one that runs here. Measured for 270M on two
+    `key` goes into the header as it is; its engine version must be the one that runs here. `speed` is the stopwatch
+    that decides between correct forms; None = the real one on `clock`. Measured for 270M on two
     busy shared cores: 1.5 to 2.5 s, 95 MB of own memory (and the mapped pages of source and result). Raises ModelError
     (the folder), NotEnoughSpace and StorageError (the disk), EngineError (the graph does not run), CompileFailed (the
     result is not good enough on this CPU: stay on the raw tier). Leaves rubbish in `out_folder` then.
@@ -97,8 +99,11 @@ def compile_model(
             scales = _quantize(parsed, plan, reader, weights, progress)
             total = 2 + count_blocks(plan.layout) + 2
             steps = _Steps(lambda done: progress("finalizing", done, total, "steps"))
-            form, vector, graph = _choose_form(parsed, plan, scales, weights, out_folder, threads=threads, steps=steps)
-            sections = (graph_section(graph), *weights.sections(steps.add))
+            trial = _Trial(parsed, plan, scales, weights, out_folder=out_folder, threads=threads)
+            steps.add(1)
+            chosen, speeds = trial.find_form(speed or MeasuredSpeed(clock))
+            steps.add(1)
+            sections = (*trial.write_graph(chosen), *weights.sections(steps.add))
             weights.flush()
             steps.add(1)
             header = GraphHeader(
@@ -106,11 +111,12 @@ def compile_model(
                 version=version,
                 schema=spec.digest,
                 key=key,
-                form=form.name,
+                form=chosen.form.name,
                 vocab_size=spec.vocab_size,
                 kv_bytes_per_position=spec.kv_bytes_per_position,
                 sections=sections,
-                self_test=vector,
+                self_test=chosen.vector,
+                speeds=speeds,
                 created=datetime.fromtimestamp(clock.wall_s(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 compile_ms=round((clock.monotonic_s() - started) * 1000),
             )
@@ -128,7 +134,9 @@ def build_raw(model_folder: Path, out_folder: Path, *, max_positions: int = DEFA
     """
     model = read_model(model_folder)
     positions = min(max_positions, model.spec.max_positions)
-    _write_raw(model, link(model.spec), rope_constants(model.spec, positions), out_folder, positions)
+    graph = _raw_graph(model, link(model.spec), rope_constants(model.spec, positions), positions)
+    with storage_errors(out_folder, len(graph)):
+        write_file(out_folder, GRAPH_FILE, graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,64 +193,60 @@ def _quantize(
     }
 
 
-def _choose_form(
-    model: Model,
-    plan: _Plan,
-    scales: dict[str, Scales],
-    weights: WeightsFile,
-    out_folder: Path,
-    *,
-    threads: int,
-    steps: _Steps,
-) -> tuple[Form, SelfTestVector, bytes]:
-    """The first form that is exact in its sums and answers like the exact graph on this CPU, with its self-test."""
-    prompt = self_test.make_prompt(model.spec.vocab_size, plan.max_positions)
-    context = self_test.tokens_needed(prompt)
-    ids, exact = _exact_answer(model, plan, prompt, out_folder, threads)
-    steps.add(1)
-    failures = []
-    for form in FORMS:
-        if not all(sums_are_exact(form.largest, multiply) for multiply in (multiply_mapped, multiply_packed)):
-            failures.append(f"{form.name}: the CPU's sums overflow")
-            continue
-        constants: dict[str, Constant] = {**make_constants(scales, form), **plan.ropes}
-        weights.write(constants)
-        lowering = Int8Lowering(plan.layout, constants, plan.gains, form)
-        graph = build_graph(model.spec, plan.fused, lowering, plan.max_positions)
-        write_file(out_folder, GRAPH_FILE, graph)
+class _Trial:
+    """Graphs of one compile, each run on this CPU and compared with the exact graph, whose answer is made first."""
+
+    def __init__(
+        self,
+        model: Model,
+        plan: _Plan,
+        scales: dict[str, Scales],
+        weights: WeightsFile,
+        *,
+        out_folder: Path,
+        threads: int,
+    ) -> None:
+        self._model = model
+        self._plan = plan
+        self._scales = scales
+        self._weights = weights
+        self._out_folder = out_folder
+        self._threads = threads
+        self._prompt = self_test.make_prompt(model.spec.vocab_size, plan.max_positions)
+        self._context = self_test.tokens_needed(self._prompt)
+        raw = _raw_graph(model, plan.linked, plan.ropes, plan.max_positions)
+        with closing(Session.open(raw, model.folder, tier="raw", max_context=self._context, threads=threads)) as exact:
+            self._ids, self._exact = self_test.answer(exact, self._prompt)
+
+    def find_form(self, speed: Speed) -> tuple[Candidate, tuple[FormSpeed, ...]]:
+        return find_form(FORMS, lambda form: self._try_form(form, speed), speed)
+
+    def write_graph(self, chosen: Candidate) -> tuple[Section, Section]:
+        """The files as the form needs them: another may have been tried after it."""
+        lowering = self._lower(chosen.form)
+        mixed = lowering.head_as_input(self._model.spec.head_tensor)
+        write_file(self._out_folder, GRAPH_FILE, chosen.graph + mixed)
+        return graph_sections(chosen.graph, mixed)
+
+    def _try_form(self, form: Form, speed: Speed) -> Candidate | str:
+        spec, plan = self._model.spec, self._plan
+        graph = build_graph(spec, plan.fused, self._lower(form), plan.max_positions)
         with closing(
-            Session.load(out_folder, model.folder, tier="mapped", max_context=context, threads=threads)
+            Session.open(graph, self._out_folder, tier="mapped", max_context=self._context, threads=self._threads)
         ) as session:
-            error = self_test.relative_error(self_test.follow(session, prompt, ids), exact)
-            if error <= self_test.MAX_ERROR:
-                vector = self_test.make_vector(prompt, *self_test.answer(session, prompt))
-                steps.add(1)
-                return form, vector, graph
-        failures.append(f"{form.name}: relative error {error:.2f}")
-    raise CompileFailed(
-        f"no int8 graph answers like the exact one on this CPU ({'; '.join(failures)})",
-        advice="the model still runs uncompiled",
-        stage="finalizing",
-    )
+            error = self_test.relative_error(self_test.follow(session, self._prompt, self._ids), self._exact)
+            if not error <= self_test.MAX_ERROR:
+                return f"relative error {error:.2f}"
+            vector = self_test.make_vector(self._prompt, *self_test.answer(session, self._prompt))
+            return Candidate(form, graph, vector, speed.decode_us(form, session))
+
+    def _lower(self, form: Form) -> Int8Lowering:
+        """The form's constants are in weights.bin from now on."""
+        constants: dict[str, Constant] = {**make_constants(self._scales, form), **self._plan.ropes}
+        self._weights.write(constants)
+        return Int8Lowering(self._plan.layout, constants, self._plan.gains, form)
 
 
-def _exact_answer(
-    model: Model, plan: _Plan, prompt: tuple[int, ...], out_folder: Path, threads: int
-) -> tuple[tuple[int, ...], NDArray[np.float32]]:
-    folder = out_folder / "raw"
-    folder.mkdir()
-    _write_raw(model, plan.linked, plan.ropes, folder, plan.max_positions)
-    context = self_test.tokens_needed(prompt)
-    with closing(Session.load(folder, model.folder, tier="raw", max_context=context, threads=threads)) as session:
-        answer = self_test.answer(session, prompt)
-    shutil.rmtree(folder)
-    return answer
-
-
-def _write_raw(
-    model: Model, linked: list[Op], ropes: dict[str, NDArray[np.float32]], out_folder: Path, max_positions: int
-) -> None:
+def _raw_graph(model: Model, linked: list[Op], ropes: dict[str, NDArray[np.float32]], max_positions: int) -> bytes:
     with TensorReader(model.folder) as reader:
-        graph = build_graph(model.spec, linked, RawLowering(model, reader, ropes), max_positions)
-    with storage_errors(out_folder, len(graph)):
-        write_file(out_folder, GRAPH_FILE, graph)
+        return build_graph(model.spec, linked, RawLowering(model, reader, ropes), max_positions)
