@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.testing.rehearsal import OPERATIONS, Stage, copy_tree
+from kensho.testing.rehearsal import OPERATIONS, copy_tree
+from kensho.testing.stage import Stage
 from kensho.testing.system_calls import SystemCalls
 
 
@@ -49,11 +50,11 @@ class Ground:
     _counts: dict[str, Mapping[str, int]] = field(default_factory=dict)
 
     def fresh(self, operation: str) -> Path:
-        """A new copy of the state before the operation."""
+        """A new copy of the state before the operation: a folder in which `root` is the store, or the repository."""
         before = self.folder / operation
         if operation not in self._prepared:
             before.mkdir()
-            OPERATIONS[operation].prepare(self.stage, before)
+            OPERATIONS[operation].prepare(self.stage, before / "root")
             self._prepared.add(operation)
         self._number += 1
         copy = self.folder / f"{operation}-{self._number}"
@@ -69,7 +70,7 @@ class Ground:
         return self._counts[operation]
 
     def arguments(self, operation: str, copy: Path) -> tuple[str, str, str]:
-        return (str(self.stage.scratch), operation, str(copy))
+        return (str(self.stage.scratch), operation, str(copy / "root"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kensho.testing.rehearsal import OPERATIONS, Look
+from kensho.testing.rehearsal import OPERATIONS
+from kensho.testing.stage import Look
 from kensho.testing.system_calls import CHANGING, Injection
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("strace")]
@@ -43,7 +44,7 @@ def _run(ground: Any, operation: str, fault: str, injection: Injection) -> Look:
     else:
         assert ended.exit_code in (0, 3), f"{case}: ended with {ended.exit_code} instead of an error of ours"
     try:
-        look = OPERATIONS[operation].look(ground.stage, copy)
+        look = OPERATIONS[operation].look(ground.stage, copy / "root")
     except Exception as error:
         raise AssertionError(f"{case}: {error}") from error
     assert look.is_new or ended.exit_code != 0, f"{case}: said that it was done, and it was not"

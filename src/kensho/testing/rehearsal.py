@@ -15,8 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from errno import EPERM
 from pathlib import Path
 from typing import Final
 
@@ -27,78 +26,11 @@ from kensho.delivery.folder_source import FolderSource
 from kensho.delivery.leases import lease_version
 from kensho.delivery.publisher import publish
 from kensho.delivery.repair import Repairer
-from kensho.delivery.repository import resign
-from kensho.delivery.retention import gc, rollback
-from kensho.testing.client import FIRST, NOW, SECOND, Client, model_files, weights
+from kensho.delivery.retention import gc, pin, rollback
+from kensho.testing.client import NOW, Client
 from kensho.testing.memory_source import read_folder
 from kensho.testing.repository import SimulatedRepository
-
-Content = Mapping[str, bytes]
-FILES: Final[Mapping[str, Content]] = {
-    "1.0": model_files(FIRST),
-    "2.0": model_files(SECOND, extra_json=b"{}"),
-    "3.0": model_files(weights(9, count=3)),
-}
-DAMAGED_AT: Final = 70_000
-"""Offset of the byte that is wrong before a repair: in the middle of the fourth tensor."""
-
-
-class Stage:
-    """Repositories of voice 1.0, 1.0 to 2.0, 1.0 to 3.0; in `resigned` the last has another root, too.
-
-    The folder can be opened again by another process.
-    """
-
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
-        is_new = not scratch.exists()
-        if is_new:
-            scratch.mkdir(parents=True)
-        self.first = SimulatedRepository(scratch / "1", now=NOW)
-        if is_new:
-            self.first.publish("voice", "1.0", FILES["1.0"])
-        self.second = self._grown(self.first, "2", "2.0", is_new=is_new)
-        self.third = self._grown(self.second, "3", "3.0", is_new=is_new)
-        self.resigned = self._grown(self.third, "4", None, is_new=is_new)
-        if is_new:
-            later = NOW + timedelta(days=1)
-            resign(self.resigned.folder, scratch / "4" / "keys", now=later, expires_days=3650)
-
-    def _grown(
-        self, before: SimulatedRepository, name: str, version: str | None, *, is_new: bool
-    ) -> SimulatedRepository:
-        folder = self.scratch / name
-        if not is_new:
-            return SimulatedRepository(folder, now=NOW)
-        made = before.copy(folder)
-        if version:
-            made.publish("voice", version, FILES[version])
-        return made
-
-    def client(self, root: Path, disk: Disk | None = None) -> Client:
-        return Client(root, self.first, disk=disk)
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What was found. `is_new`: the operation counts as done. `bytes_fetched` by doing it again."""
-
-    is_new: bool
-    bytes_fetched: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    prepare: Callable[[Stage, Path], None]
-    act: Callable[[Stage, Path, Disk], None]
-    look: Callable[[Stage, Path], Look]
-
-
-def _hold(rule: bool, found: object) -> None:
-    """An assertion that is not switched off by `python -O`."""
-    if not rule:
-        raise AssertionError(found)
-
+from kensho.testing.stage import DAMAGED_AT, FILES, Look, Operation, Stage, hold
 
 # --- init ---
 
@@ -108,11 +40,20 @@ def _prepare_nothing(stage: Stage, root: Path) -> None:
 
 
 def _init(stage: Stage, root: Path, disk: Disk) -> None:
-    stage.client(root, disk).store.close()
+    client = stage.client(root, disk)
+    try:
+        with client.store.writing():
+            client.store.state.set_setting("source", "here")
+    finally:
+        client.store.close()
 
 
 def _look_at_init(stage: Stage, root: Path) -> Look:
     is_new = (root / "format").exists() and (root / "trusted" / "root.json").exists()
+    if is_new:
+        client = stage.client(root)
+        is_new = client.store.state.setting("source") == "here"
+        client.store.close()
     return Look(is_new, _look_at_store(stage, root, _pull(stage.first), before=None, after="1.0").bytes_fetched)
 
 
@@ -186,6 +127,16 @@ def _acting(step: Callable[[Stage], Callable[[Client], int]]) -> Callable[[Stage
     return act
 
 
+def _install_copies(stage: Stage, root: Path, disk: Disk) -> None:
+    """On a file system without hard links."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(EPERM, "no hard links here", str(target))
+
+    disk.link = refuse  # type: ignore[method-assign]
+    _acting(lambda s: _pull(s.first))(stage, root, disk)
+
+
 def _prepare_damage(stage: Stage, root: Path) -> None:
     """One byte of the weights is wrong, a name of the version and a chunk list are gone."""
     client = stage.client(root)
@@ -209,10 +160,10 @@ def _look_at_store(stage: Stage, root: Path, again: Callable[[Client], int], *, 
     client = stage.client(root)
     try:
         installed = {model.model: model.version for model in client.store.installed()}
-        _hold(installed.get("voice") in (before, after), installed)
+        hold(installed.get("voice") in (before, after), installed)
         _check_content(client)
         fetched = again(client)
-        _hold(client.store.model("voice").version == after, "doing it again did not bring the new version")
+        hold(client.store.model("voice").version == after, "doing it again did not bring the new version")
         _check_content(client)
     finally:
         client.store.close()
@@ -222,9 +173,9 @@ def _look_at_store(stage: Stage, root: Path, again: Callable[[Client], int], *, 
 def _check_content(client: Client) -> None:
     for release in client.store.state.releases("voice"):
         found = read_folder(client.store.versions.path("voice", release.version))
-        _hold(found == FILES[release.version], f"{release.version} is not what was published")
+        hold(found == FILES[release.version], f"{release.version} is not what was published")
     report = verify(client.store, is_full=True, clock=client.clock, emit=client.events.append)
-    _hold(not report.damaged, report.damaged)
+    hold(not report.damaged, report.damaged)
 
 
 def _look_at_pull(
@@ -233,7 +184,7 @@ def _look_at_pull(
     def look(stage: Stage, root: Path) -> Look:
         for folder in (root / "versions").glob("*/*"):
             # Listed or not: a version appears as a whole.
-            _hold(read_folder(folder) == FILES[folder.name], f"{folder.name} is visible and not whole")
+            hold(read_folder(folder) == FILES[folder.name], f"{folder.name} is visible and not whole")
         return _look_at_store(stage, root, _pull(world(stage)), before=before, after=after)
 
     return look
@@ -246,9 +197,9 @@ def _look_at_repair(stage: Stage, root: Path) -> Look:
         folder, right = client.store.model("voice").folder, FILES["1.0"]
         found = read_folder(folder)
         wrong = {path for path in right if found.get(path) != right[path]}
-        _hold(wrong <= {"model.safetensors", "config.json"}, wrong)
+        hold(wrong <= {"model.safetensors", "config.json"}, wrong)
         quick = verify(client.store, is_full=False, clock=client.clock, emit=client.events.append)
-        _hold(wrong <= {damage.path for damage in quick.damaged}, "a wrong file passes the check")
+        hold(wrong <= {damage.path for damage in quick.damaged}, "a wrong file passes the check")
         is_new = not quick.damaged
         fetched = _repair_from(stage.first)(client)
         _check_content(client)
@@ -261,14 +212,26 @@ def _look_at_rollback(stage: Stage, root: Path) -> Look:
     return _look_at_store(stage, root, _roll_back, before="2.0", after="1.0")
 
 
+def _hold_version(client: Client) -> int:
+    pin(client.store, "voice", "1.0")
+    return 0
+
+
+def _look_at_pin(stage: Stage, root: Path) -> Look:
+    client = stage.client(root)
+    is_new = client.store.model("voice").pinned == "1.0"
+    client.store.close()
+    return Look(is_new, _look_at_store(stage, root, _hold_version, before="1.0", after="1.0").bytes_fetched)
+
+
 def _look_at_gc(stage: Stage, root: Path) -> Look:
+    """Done is: no longer listed. After a power cut removed files may be back; the next gc removes them again."""
     client = stage.client(root)
     is_new = {release.version for release in client.store.state.releases()} == {"2.0", "3.0"}
-    is_new = is_new and not (root / "versions" / "voice" / "1.0").exists()
     client.store.close()
     look = _look_at_store(stage, root, _collect, before="3.0", after="3.0")
     kept = {folder.name for folder in (root / "versions" / "voice").iterdir()}
-    _hold(kept == {"2.0", "3.0"}, kept)
+    hold(kept == {"2.0", "3.0"}, kept)
     client = stage.client(root)
     rollback(client.store, "voice", clock=client.clock, emit=client.events.append)
     _check_content(client)
@@ -295,16 +258,16 @@ def _look_at_refresh(stage: Stage, root: Path) -> Look:
     }
     trusted = root / "trusted"
     for name in ("root", "timestamp", "snapshot", "targets"):
-        _hold((trusted / f"{name}.json").read_bytes() in accepted, f"{name} is torn")
+        hold((trusted / f"{name}.json").read_bytes() in accepted, f"{name} is torn")
     newest = stage.resigned.folder / "metadata" / "timestamp.json"
     is_new = (trusted / "timestamp.json").read_bytes() == newest.read_bytes()
     client = stage.client(root)
-    _hold(client.trust().releases("voice")[0].version in ("1.0", "3.0"), "the trusted targets cannot be used")
+    hold(client.trust().releases("voice")[0].version in ("1.0", "3.0"), "the trusted targets cannot be used")
     client.store.close()
     _refresh(stage, root, RealDisk())
     client = stage.client(root)
-    _hold(client.trust().releases("voice")[0].version == "3.0", "a second refresh did not bring the new targets")
-    _hold((trusted / "timestamp.json").read_bytes() == newest.read_bytes(), "nor the timestamp")
+    hold(client.trust().releases("voice")[0].version == "3.0", "a second refresh did not bring the new targets")
+    hold((trusted / "timestamp.json").read_bytes() == newest.read_bytes(), "nor the timestamp")
     client.store.close()
     return Look(is_new)
 
@@ -334,15 +297,15 @@ def _look_at_repository(stage: Stage, root: Path) -> Look:
     served = _served(stage, root, "served")
     with suppress(ConfigError):  # it is published already
         _publish(stage, root, RealDisk())
-        _hold(served == "1.0", "the version could be published twice")
-    _hold(_served(stage, root, "served-again") == "2.0", "publishing again did not bring the new release")
+        hold(served == "1.0", "the version could be published twice")
+    hold(_served(stage, root, "served-again") == "2.0", "publishing again did not bring the new release")
     return Look(served == "2.0")
 
 
 def _served(stage: Stage, root: Path, name: str) -> str:
     client = stage.client(root / name)
     report = client.pull(FolderSource(root / "repo"))
-    _hold(not report.first_error, report.first_error)
+    hold(not report.first_error, report.first_error)
     version = client.store.model("voice").version
     _check_content(client)
     client.store.close()
@@ -379,6 +342,7 @@ def act_in_process(scratch: str, name: str, folder: str) -> int:
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "init": Operation(_prepare_nothing, _init, _look_at_init),
     "install": Operation(_prepared(), _acting(lambda s: _pull(s.first)), _look_at_pull(lambda s: s.first, None, "1.0")),
+    "install-copies": Operation(_prepared(), _install_copies, _look_at_pull(lambda s: s.first, None, "1.0")),
     "update": Operation(
         _prepared(lambda s: _pull(s.first)),
         _acting(lambda s: _pull(s.second)),
@@ -395,6 +359,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         _acting(lambda s: _collect),
         _look_at_gc,
     ),
+    "pin": Operation(_prepared(lambda s: _pull(s.first)), _acting(lambda s: _hold_version), _look_at_pin),
     "refresh": Operation(_prepared(lambda s: _pull(s.first)), _refresh, _look_at_refresh),
     "publish": Operation(_prepare_repository, _publish, _look_at_repository),
 }

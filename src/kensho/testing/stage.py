@@ -1,0 +1,82 @@
+"""The ground on which operations are rehearsed: published releases of a tiny model, and what a look can find."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from kensho.delivery.disk import Disk
+from kensho.delivery.repository import resign
+from kensho.testing.client import FIRST, NOW, SECOND, Client, model_files, weights
+from kensho.testing.power_cut import PowerCutDisk
+from kensho.testing.repository import SimulatedRepository
+
+Content = Mapping[str, bytes]
+FILES: Final[Mapping[str, Content]] = {
+    "1.0": model_files(FIRST),
+    "2.0": model_files(SECOND, extra_json=b"{}"),
+    "3.0": model_files(weights(9, count=3)),
+}
+DAMAGED_AT: Final = 70_000
+"""Offset of the byte that is wrong before a repair: in the middle of the fourth tensor."""
+
+
+class Stage:
+    """Repositories of voice 1.0, 1.0 to 2.0, 1.0 to 3.0; in `resigned` the last has another root, too.
+
+    The folder can be opened again by another process.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        is_new = not scratch.exists()
+        if is_new:
+            scratch.mkdir(parents=True)
+        self.first = SimulatedRepository(scratch / "1", now=NOW)
+        if is_new:
+            self.first.publish("voice", "1.0", FILES["1.0"])
+        self.second = self._grown(self.first, "2", "2.0", is_new=is_new)
+        self.third = self._grown(self.second, "3", "3.0", is_new=is_new)
+        self.resigned = self._grown(self.third, "4", None, is_new=is_new)
+        if is_new:
+            later = NOW + timedelta(days=1)
+            resign(self.resigned.folder, scratch / "4" / "keys", now=later, expires_days=3650)
+
+    def _grown(
+        self, before: SimulatedRepository, name: str, version: str | None, *, is_new: bool
+    ) -> SimulatedRepository:
+        folder = self.scratch / name
+        if not is_new:
+            return SimulatedRepository(folder, now=NOW)
+        made = before.copy(folder)
+        if version:
+            made.publish("voice", version, FILES[version])
+        return made
+
+    def client(self, root: Path, disk: Disk | None = None) -> Client:
+        client = Client(root, self.first, disk=disk)
+        if isinstance(disk, PowerCutDisk):
+            disk.watch(client.store)
+        return client
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found. `is_new`: the operation counts as done. `bytes_fetched` by doing it again."""
+
+    is_new: bool
+    bytes_fetched: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    prepare: Callable[[Stage, Path], None]
+    act: Callable[[Stage, Path, Disk], None]
+    look: Callable[[Stage, Path], Look]
+
+
+def hold(rule: bool, found: object) -> None:
+    """An assertion that is not switched off by `python -O`."""
+    if not rule:
+        raise AssertionError(found)
