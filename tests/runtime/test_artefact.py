@@ -9,7 +9,7 @@ import pytest
 
 from kensho.base.errors import ModelError, NotEnoughSpace, StorageError
 from kensho.runtime.artefact import WeightsFile, count_blocks, storage_errors, write_file
-from kensho.runtime.header import BLOCK_BYTES
+from kensho.runtime.header import BLOCK_BYTES, hash_section
 from kensho.runtime.weights_layout import Layout, Matrix, Place
 
 LAYOUT = Layout(
@@ -23,6 +23,8 @@ def test_matrices_and_constants_land_in_their_places_and_the_hashes_cover_the_pa
     with WeightsFile(tmp_path, LAYOUT) as weights:
         matrix = weights.matrix(LAYOUT.matrices["w"])
         matrix[:] = np.arange(15, dtype=np.int8).reshape(5, 3)
+        del matrix
+        weights.seal(LAYOUT.matrices["w"])
         weights.write({"w.sums": np.full(BLOCK_BYTES // 4 + 1, 7, np.int32), "inline": np.zeros(1, np.int32)})
         sections = list(weights.sections(blocks.append))
         weights.flush()
@@ -31,6 +33,9 @@ def test_matrices_and_constants_land_in_their_places_and_the_hashes_cover_the_pa
     assert data[4096:4108] == bytes([7, 0, 0, 0] * 3)
     assert len(data) == LAYOUT.size_bytes == sum(section.size_bytes for section in sections)
     assert sum(blocks) == count_blocks(LAYOUT) == 3
+    for section in sections:
+        part = memoryview(data)[section.offset : section.offset + section.size_bytes]
+        assert section == hash_section(section.name, "weights.bin", section.offset, part)
 
 
 def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

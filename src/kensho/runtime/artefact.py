@@ -4,6 +4,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,11 +22,14 @@ from kensho.runtime.header import (
     Section,
     hash_section,
 )
-from kensho.runtime.weights_layout import Layout, Matrix
+from kensho.runtime.weights_layout import Layout, Matrix, Place
 
 
 class WeightsFile:
-    """weights.bin of one layout, its space reserved, mapped for writing. Use with `with`."""
+    """weights.bin of one layout, its space reserved, mapped for writing. Use with `with`.
+
+    What is `sealed` is hashed by a thread of its own while the rest is written.
+    """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self._layout = layout
@@ -33,11 +37,14 @@ class WeightsFile:
         # All of it now: a full disk must be an error here and not a SIGBUS in the middle of a mapped write.
         os.posix_fallocate(self._file.fileno(), 0, layout.size_bytes)
         self._map = mmap.mmap(self._file.fileno(), layout.size_bytes)
+        self._hasher = ThreadPoolExecutor(1, "hash")
+        self._sealed: dict[str, Future[Section]] = {}
 
     def __enter__(self) -> "WeightsFile":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._hasher.shutdown(cancel_futures=True)
         # The map goes with the last array over it: closing it here would raise while an error's traceback holds one.
         self._file.close()
 
@@ -47,6 +54,10 @@ class WeightsFile:
         flat = np.frombuffer(self._map, np.int8, place.size_bytes, place.offset)
         return flat.reshape(matrix.columns, matrix.rows)
 
+    def seal(self, matrix: Matrix) -> None:
+        """The matrix is complete: nothing of its place is written from now on."""
+        self._sealed[matrix.name] = self._hasher.submit(self._hash, self._layout.places[matrix.name])
+
     def write(self, constants: dict[str, Constant]) -> None:
         """Those of the constants that have a place here."""
         for name, array in constants.items():
@@ -55,11 +66,15 @@ class WeightsFile:
 
     def sections(self, on_block: Callable[[int], None]) -> Iterator[Section]:
         """The hashed sections, padding included. `on_block(count)` after each section."""
-        with memoryview(self._map) as data:
-            for place in self._layout.places.values():
-                section = hash_section(place.name, WEIGHTS_FILE, place.offset, data[place.offset : place.end])
-                on_block(len(section.blocks))
-                yield section
+        for place in self._layout.places.values():
+            sealed = self._sealed.get(place.name)
+            section = sealed.result() if sealed else self._hash(place)
+            on_block(len(section.blocks))
+            yield section
+
+    def _hash(self, place: Place) -> Section:
+        with memoryview(self._map) as data, data[place.offset : place.end] as part:
+            return hash_section(place.name, WEIGHTS_FILE, place.offset, part)
 
     def flush(self) -> None:
         self._map.flush()

@@ -45,9 +45,27 @@ def stated_context(folder: Path) -> int:
 
     The compiler checks config.json in full; here one number is read, since those checks import numpy (40 to 100 ms).
     """
+    return _number(_read_config(folder), "max_position_embeddings") or _UNLIMITED
+
+
+def stated_kv_bytes(folder: Path) -> int:
+    """Bytes of KV cache (fp32) that one token costs, as config.json says; 0 where it does not say. An estimate."""
+    config = _read_config(folder)
+    heads = _number(config, "num_attention_heads")
+    head_dim = _number(config, "head_dim") or _number(config, "hidden_size") // max(1, heads)
+    layers, kv_heads = _number(config, "num_hidden_layers"), _number(config, "num_key_value_heads") or heads
+    return 2 * 4 * layers * kv_heads * head_dim
+
+
+def _read_config(folder: Path) -> dict[str, object]:
     try:
         with (folder / "config.json").open("rb") as file:
-            stated = json.loads(file.read(_MAX_CONFIG_BYTES)).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return _UNLIMITED
-    return stated if type(stated) is int and stated > 0 else _UNLIMITED
+            config = json.loads(file.read(_MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _number(config: Mapping[str, object], name: str) -> int:
+    stated = config.get(name)
+    return stated if type(stated) is int and 0 < stated <= _UNLIMITED else 0

@@ -185,12 +185,12 @@ def _quantize(
     matrices = plan.layout.matrices.values()
     total = sum(matrix.rows * matrix.columns for matrix in matrices)
     steps = _Steps(lambda done: progress("compiling", done, total, "bytes"))
-    return {
-        matrix.name: quantize_rows(
-            reader, tuple(model.tensors[source] for source in matrix.sources), weights.matrix(matrix), steps.add
-        )
-        for matrix in matrices
-    }
+    scales = {}
+    for matrix in matrices:
+        sources = tuple(model.tensors[source] for source in matrix.sources)
+        scales[matrix.name] = quantize_rows(reader, sources, weights.matrix(matrix), steps.add)
+        weights.seal(matrix)
+    return scales
 
 
 class _Trial:
