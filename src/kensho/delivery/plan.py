@@ -206,7 +206,7 @@ def _space_needed(bytes_new: int) -> int:
 
 
 def _no_space(model: str, version: str, needed: int, free: int, reclaimable: int) -> NotEnoughSpace:
-    freed = f"`kensho gc` would free {_mib(reclaimable)}; " if reclaimable else ""
+    freed = f"`kensho gc` would free {reclaimable >> 20} MiB; " if reclaimable >> 20 else ""  # rounded down: a promise
     return NotEnoughSpace(
         f"not enough space for model {model!r} {version}: need {_mib(needed)}, have {_mib(free)} free",
         advice=f"{freed}free {_mib(needed - free)} more, or choose a store on a larger disk; nothing was fetched",
