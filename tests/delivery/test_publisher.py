@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -155,9 +156,27 @@ def test_the_same_version_is_never_published_twice(keys: Path, ram: Path) -> Non
     source, repo = write_model(ram / "m"), ram / "repo"
     put(source, repo, keys)
     before = bytes_in(repo)
-    with pytest.raises(ConfigError, match="already published"):
+    with pytest.raises(ConfigError, match="already published, with other files"):
         put(write_model(source, changed=1), repo, keys)
+    with pytest.raises(ConfigError, match="already published, with other files"):
+        put(write_model(source, changed=1), repo, keys, rollout_percent=10)
+    with pytest.raises(ConfigError, match="already published"):
+        put(write_model(source), repo, keys)
+    (source / "empty.txt").unlink()
+    with pytest.raises(ConfigError, match="already published, with other files"):
+        put(source, repo, keys, rollout_percent=10)
     assert bytes_in(repo) == before
+
+
+def test_a_release_is_rolled_out_further_with_the_same_files_in_the_same_line(keys: Path, ram: Path) -> None:
+    source, repo = write_model(ram / "m"), ram / "repo"
+    put(source, repo, keys, rollout_percent=10, changelog="first")
+    before = manifest_of(repo, keys, "1.0")
+    for percent in (50, 0, 100):
+        report = put(source, repo, keys, rollout_percent=percent)
+        assert manifest_of(repo, keys, "1.0") == replace(before, rollout_percent=percent)
+        assert (report.files, report.chunks, report.bytes_packed) == (3, 8, 0)
+    assert content_of(repo, keys, "1.0") == bytes_in(source)
 
 
 def test_a_staged_roll_out_is_signed_with_a_line_of_its_own_for_each_release(keys: Path, ram: Path) -> None:

@@ -1,11 +1,14 @@
 """Publish a model folder as one signed release of a repository: files -> chunks -> packs -> manifest -> signatures.
 
 What is refused is refused before anything is written. Only chunks that no earlier release has are packed; a file that
-did not change keeps its own `version` and its chunk list. The release appears at once, with the timestamp, which is
-written last (`repository`): killed at any moment, the repository serves the old release, and publishing again works.
+did not change keeps its own `version` and its chunk list. A version that exists is never given other files; published
+again with the same ones, it can be rolled out to more machines, or to fewer (those that have it keep it). The release
+appears at once, with the timestamp, which is written last (`repository`): killed at any moment, the repository serves
+the old release, and publishing again works.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from kensho.base.events import Emit, ReleasePublished
 from kensho.base.ids import Digest, check_name, digest_of
 from kensho.delivery.chunk_list import dump_chunk_list
 from kensho.delivery.disk import Disk, RealDisk
+from kensho.delivery.hashing import hash_file
 from kensho.delivery.layout import chunk_list_target, manifest_target, pack_path
 from kensho.delivery.manifest import (
     MAX_CHANGELOG_BYTES,
@@ -24,10 +28,10 @@ from kensho.delivery.manifest import (
     parse_chunk_list,
     parse_manifest,
 )
-from kensho.delivery.model_folder import list_model_files
-from kensho.delivery.packing import PackedFile, Packer, Progress, measure
+from kensho.delivery.model_folder import list_model_files, reading
+from kensho.delivery.packing import CutFile, PackedFile, Packer, Progress, measure
 from kensho.delivery.packs import Location, PackWriter
-from kensho.delivery.releases import describe_release
+from kensho.delivery.releases import ReleaseRef, describe_release
 from kensho.delivery.repository import Repository, repository_errors, repository_lock
 from kensho.delivery.signing import validity_of
 
@@ -65,6 +69,9 @@ def publish(
 ) -> PublishReport:
     """Add `version` of `model`, made of the files in `source`, to the repository folder `repo`.
 
+    If it is there, with the same files, `rollout_percent` becomes the share of machines that get it; the other terms
+    stay what they were.
+
     Blocks. Measured on two busy cores: 125 to 200 MB/s of new bf16 weights, 300 to 600 MB/s of known ones, 12 MiB of
     memory whatever the size. Raises ModelError (the folder is no model, or a file is truncated), ConfigError (names,
     keys, a version that exists, a file that changes meanwhile), TrustError (the repository was not signed by `keys`),
@@ -79,7 +86,11 @@ def publish(
     with repository_lock(disk, repo):
         repository = Repository.open(repo, keys, disk)
         repository.check_keys()
-        earlier = _read_earlier(repository, model, version)
+        if known := next((r for r in repository.releases() if (r.model, r.version) == (model, version)), None):
+            before, after = _change_rollout(repository, known, _digests(disk, cuts), rollout_percent)
+            repository.commit(now, validity)
+            return _report(repository, after, _count_chunks(repository, before), 0, emit)
+        earlier = _read_earlier(repository, model)
         with repository_errors(repo):
             packer = Packer(disk, PackWriter(repo, disk), _usable_locations(disk, repo, earlier.locations))
             packed = packer.pack(cuts, progress)
@@ -113,18 +124,22 @@ def publish(
         described = describe_release(model, version, manifest.release)
         repository.add_target(manifest_target(model, version), data, described)
         repository.commit(now, validity)
+    return _report(repository, manifest, sum(len(file.chunks) for file in packed), packer.bytes_packed, emit)
+
+
+def _report(repository: Repository, manifest: Manifest, chunks: int, bytes_packed: int, emit: Emit) -> PublishReport:
     report = PublishReport(
-        files=len(entries),
-        chunks=sum(len(file.chunks) for file in packed),
+        files=len(manifest.files),
+        chunks=chunks,
         bytes_source=manifest.size_bytes,
-        bytes_packed=packer.bytes_packed,
+        bytes_packed=bytes_packed,
         patches=0,
         root=repository.root_path,
     )
     emit(
         ReleasePublished(
-            model=model,
-            version=version,
+            model=manifest.model,
+            version=manifest.version,
             files=report.files,
             chunks=report.chunks,
             bytes_source=report.bytes_source,
@@ -162,11 +177,9 @@ class _Earlier:
     """All chunks of all releases of all models."""
 
 
-def _read_earlier(repository: Repository, model: str, version: str) -> _Earlier:
+def _read_earlier(repository: Repository, model: str) -> _Earlier:
     """Reads every manifest and chunk list once: O(chunks in the repository), 49 bytes each."""
     refs = repository.releases()
-    if any((ref.model, ref.version) == (model, version) for ref in refs):
-        raise ConfigError(f"model {model!r} {version} is already published", advice="choose another version")
     newest = next((ref for ref in refs if ref.model == model), None)
     locations: dict[Digest, Location] = {}
     files: dict[str, FileEntry] = {}
@@ -183,6 +196,42 @@ def _read_earlier(repository: Repository, model: str, version: str) -> _Earlier:
             for chunk in parse_chunk_list(data, file).chunks:
                 locations[chunk.digest] = Location(chunk.pack, chunk.pack_offset, chunk.encoded_bytes, chunk.encoding)
     return _Earlier(newest.release if newest else 0, files, locations)
+
+
+def _digests(disk: Disk, cuts: Sequence[CutFile]) -> dict[str, Digest]:
+    found: dict[str, Digest] = {}
+    for cut in cuts:
+        with reading(cut.source.path):
+            fd = disk.open_read(cut.source.location)
+            try:
+                found[cut.source.path] = hash_file(disk, fd, cut.size_bytes)
+            finally:
+                disk.close(fd)
+    return found
+
+
+def _change_rollout(
+    repository: Repository, known: ReleaseRef, files: dict[str, Digest], percent: int
+) -> tuple[Manifest, Manifest]:
+    """The release's manifest, now for this share of the machines: the one thing of a release that may change.
+
+    ConfigError if anything of its files is another, or nothing is.
+    """
+    before = parse_manifest(repository.read_target(known.target))
+    what = f"model {known.model!r} {known.version} is already published"
+    if files != {file.path: file.digest for file in before.files}:
+        raise ConfigError(f"{what}, with other files", advice="choose another version")
+    if percent == before.rollout_percent:
+        raise ConfigError(what, advice="choose another version, or another share of the machines (--rollout)")
+    after = replace(before, rollout_percent=percent)
+    described = describe_release(known.model, known.version, known.release)
+    repository.add_target(known.target, dump_manifest(after), described)
+    return before, after
+
+
+def _count_chunks(repository: Repository, manifest: Manifest) -> int:
+    lists = [(file, chunk_list_target(manifest.model, file.chunk_list)) for file in manifest.files]
+    return sum(len(parse_chunk_list(repository.read_target(target), file).chunks) for file, target in lists)
 
 
 def _usable_locations(disk: Disk, repo: Path, locations: dict[Digest, Location]) -> dict[Digest, Location]:
