@@ -123,6 +123,12 @@ class WrongNumbers(EngineError):
     code = "wrong_numbers"
 
 
+class NotEnoughMemory(EngineError):
+    """The model does not fit: `needed_bytes`, `room_bytes`. Nothing was loaded."""
+
+    code = "not_enough_memory"
+
+
 class CompileFailed(EngineError):
     """The compile child ended without a graph; `stage` says where."""
 

@@ -38,6 +38,9 @@ from kensho.base.events.runtime import (
     GraphCacheUnavailable,
     GraphDropped,
     GraphLoaded,
+    ModelClosed,
+    TierChanged,
+    TierKept,
 )
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "Level",
     "ManifestAccepted",
     "ManifestRejected",
+    "ModelClosed",
     "ModelUnavailable",
     "PlanMade",
     "ReleasePublished",
@@ -77,5 +81,7 @@ __all__ = [
     "Service",
     "StepFinished",
     "StreamMoved",
+    "TierChanged",
+    "TierKept",
     "UpdateApplied",
 ]

@@ -82,6 +82,47 @@ class GraphCacheUnavailable(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierChanged(Event):
+    """Requests from now on go to other engines; what runs is finished by the old ones, which then end."""
+
+    name: ClassVar[str] = "runtime.tier.changed"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{model} {version}: {from_tier} -> {to_tier} tier"
+    model: str
+    version: str
+    from_tier: str
+    to_tier: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierKept(Event):
+    """The better tier could not be had; it is tried again later."""
+
+    name: ClassVar[str] = "runtime.tier.kept"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{model} {version} goes on answering on the {tier} tier: {reason}"
+    model: str
+    version: str
+    tier: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelClosed(Event):
+    """Its engines have ended; the next request loads it again."""
+
+    name: ClassVar[str] = "runtime.model.closed"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{model} {version} closed after {idle_s:.0f} s without a request"
+    model: str
+    version: str
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStarted(Event):
     name: ClassVar[str] = "runtime.engine.started"
     service: ClassVar[Service] = "runtime"
