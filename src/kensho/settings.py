@@ -61,6 +61,8 @@ class Settings:
     """Strict time-out of the half-open test."""
     graph_cache_bytes: int = 8 << 30
     """Bound of the graph cache on disk."""
+    model_memory_bytes: int = 0
+    """Memory that all loaded models may take together; 0 = what the machine and its cgroup leave."""
     allow_faults: bool = False
     """Engine hosts accept `kensho fault` (rehearsal of failures)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -85,6 +87,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "open_s": (0.01, 3600),
     "canary_timeout_s": (0.01, 60),
     "graph_cache_bytes": (0, 1 << 50),
+    "model_memory_bytes": (0, 1 << 50),
 }
 
 
