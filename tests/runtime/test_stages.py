@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kensho.base.clock import SystemClock
-from kensho.base.errors import CompileFailed, Damaged
+from kensho.base.errors import CompileFailed, Damaged, ModelError
 from kensho.runtime import form_choice, self_test, stages
 from kensho.runtime.form_choice import Speed
 from kensho.runtime.header import FormSpeed, GraphHeader, KeyFields, read_header, verify_graph
@@ -196,3 +196,53 @@ def test_other_types_and_shards_give_the_same_logits(
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-4)
     out, _ = compile_into(model)
     verify_graph(out, read_header(out))
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_a_weight_that_is_not_finite_is_refused_by_its_tensors_name(
+    name: str, llama_model: Callable[..., Path], compile_into: Callable
+) -> None:
+    model = llama_model()
+    tensor = read_tensors(model)[name]
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[tensor.offset + 6 : tensor.offset + 8] = b"\x80\xff"  # bf16: minus infinity
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ModelError, match=name) as caught:
+        compile_into(model)
+    assert "again" in caught.value.advice
+
+
+def test_a_broken_norm_is_refused_by_the_raw_tier_too(llama_model: Callable[..., Path], tmp_path: Path) -> None:
+    model, out = llama_model(), tmp_path / "raw"
+    out.mkdir()
+    tensor = read_tensors(model)["model.layers.0.input_layernorm.weight"]
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[tensor.offset : tensor.offset + 2] = b"\xc0\x7f"
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ModelError, match="input_layernorm"):
+        build_raw(model, out)
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "truncated", "config", "family"])
+def test_a_bad_folder_is_one_sentence_with_advice_before_anything_is_written(
+    damage: str, llama_model: Callable[..., Path], compile_into: Callable, tmp_path: Path
+) -> None:
+    model = llama_model()
+    config = json.loads((model / "config.json").read_text())
+    weights = (model / "model.safetensors").read_bytes()
+    if damage == "missing":
+        weights = weights.replace(b"model.norm.weight", b"model.norm.waight")
+    elif damage == "truncated":
+        weights = weights[:-10]
+    config |= {
+        "shape": {"intermediate_size": 128},
+        "config": {"a_setting_of_next_year": 1},
+        "family": {"model_type": "mamba"},
+    }.get(damage, {})
+    (model / "model.safetensors").write_bytes(weights)
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        compile_into(model)
+    assert caught.value.advice and "\n" not in caught.value.message
+    assert [list(out.iterdir()) for out in tmp_path.glob("graph-*")] == [[]]

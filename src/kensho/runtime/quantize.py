@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kensho.base.errors import ModelError
 from kensho.runtime.safetensors import Tensor
-from kensho.runtime.tensor_reader import TensorReader
+from kensho.runtime.tensor_reader import TensorReader, not_finite
 
 _BLOCK_ELEMENTS = 256 * 1024
 LIMIT = 127
@@ -48,10 +47,7 @@ def quantize_rows(
             place = slice(at, at + len(weights))
             scales[place], quantized = quantize_block(weights)
             if not np.isfinite(scales[place]).all():
-                raise ModelError(
-                    f"tensor {source.name} holds a value that is not finite",
-                    advice="the weights are broken; export again",
-                )
+                raise not_finite(source)
             sums[place] = quantized.sum(axis=1, dtype=np.int32)
             target[:, place] = quantized.T
             at += len(weights)

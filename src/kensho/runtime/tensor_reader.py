@@ -32,8 +32,11 @@ class TensorReader:
         return _to_float32(self._stored(tensor)[begin:end], tensor.dtype)
 
     def vector(self, tensor: Tensor) -> NDArray[np.float32]:
-        """The whole tensor as a new array of its shape: for the small ones (norm gains)."""
-        return _to_float32(self._stored(tensor), tensor.dtype)
+        """The whole tensor as a new array of its shape: for the small ones (norm gains). ModelError if not finite."""
+        values = _to_float32(self._stored(tensor), tensor.dtype)
+        if not np.isfinite(values).all():
+            raise not_finite(tensor)
+        return values
 
     def _stored(self, tensor: Tensor) -> NDArray[StoredItem]:
         if tensor.file not in self._maps:
@@ -49,6 +52,15 @@ class TensorReader:
         except ValueError as error:
             raise ModelError(f"{tensor.file} became shorter while it was read", advice="verify the model") from error
         return flat.reshape(tensor.shape)  # type: ignore[return-value]
+
+
+def not_finite(tensor: Tensor) -> ModelError:
+    """The error for a tensor that holds NaN or infinity, wherever it is noticed."""
+    return ModelError(
+        f"tensor {tensor.name} holds a value that is not finite",
+        advice="the weights are broken; download or export the model again",
+        tensor=tensor.name,
+    )
 
 
 def _to_float32(stored: NDArray[StoredItem], dtype: str) -> NDArray[np.float32]:
