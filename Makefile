@@ -60,7 +60,7 @@ lock: setup-dev  ## renew the lock files (needs `uv`); they hold hashes and no a
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U requirements/dev.in -c requirements/core.lock -o requirements/dev.lock
 
 system-deps:  ## install the system programs that some tests use (Debian; needs root)
-	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends strace util-linux >/dev/null
+	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light strace util-linux >/dev/null
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .import-rules.log
