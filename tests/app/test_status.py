@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kensho.app import Kensho
 from kensho.app.deliveries import Deliveries
+from kensho.app.doctor import examine
 from kensho.app.status import LastCheck, ModelStatus, Updates, make_status
 from kensho.base.events import Event, RepairPostponed
 from kensho.settings import Settings
@@ -183,3 +185,31 @@ def test_a_pull_waits_a_random_part_of_its_jitter(client: Client, world: Simulat
     before = client.clock.monotonic_s()
     deliveries(client).pull(["voice"])
     assert client.clock.monotonic_s() - before < 1
+
+
+# --- doctor ---
+
+
+def test_the_doctor_knows_expired_metadata_and_bytes_that_nobody_read_for_long(
+    client: Client, world: SimulatedRepository
+) -> None:
+    client.store.state.set_setting("source", world.folder.as_uri())
+    app = Kensho(Settings(store=client.root, network=False), clock=client.clock, has_log=False)
+
+    def look() -> dict[str, tuple[bool, str]]:
+        return {check.name: (check.is_ok, check.found) for check in examine(app)}
+
+    assert look()["updates"] == (True, "no metadata yet: nothing was pulled")
+    assert look()["readings"] == (True, "nothing is installed")
+    client.pull(world.source())
+    assert look()["updates"][0]
+    assert "no full reading" in look()["readings"][1]
+    app.verify(is_full=True)
+    client.clock.sleep(29 * DAY)
+    assert look()["readings"][0]
+    client.clock.sleep(2 * DAY)
+    found = look()
+    assert not found["readings"][0] and "31.0 days ago" in found["readings"][1]
+    assert not found["updates"][0] and "updates are refused" in found["updates"][1]
+    assert all(check.advice for check in examine(app) if not check.is_ok)
+    app.close()

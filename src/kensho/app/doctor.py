@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from kensho.app.kensho import Kensho
 from kensho.base.errors import KenshoError
@@ -11,6 +12,10 @@ from kensho.base.units import size_text
 
 LOW_SPACE_BYTES = 2 << 30
 """A guess: an update of a small model and its graph."""
+
+
+MAX_READING_DAYS = 30
+"""As long as a verification record is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,8 @@ def examine(app: Kensho) -> list[Check]:
     checks = [_attempt(name, look, app) for name, look in (("python", _python), ("engine", _engine), ("space", _space))]
     checks.append(_attempt("store", _store, app))
     if checks[-1].is_ok:
-        checks += [_attempt("models", _models, app), _attempt("source", _source, app)]
+        for name, look in (("models", _models), ("readings", _readings), ("updates", _updates), ("source", _source)):
+            checks.append(_attempt(name, look, app))
     return checks
 
 
@@ -70,6 +76,32 @@ def _models(app: Kensho) -> Check:
     status = app.status()
     advice = {"damaged": "run kensho repair", "degraded": "run kensho pull"}.get(status.state, "run kensho pull MODEL")
     return Check("models", status.state == "ready", status.sentence, advice)
+
+
+def _readings(app: Kensho) -> Check:
+    """Whether every byte was read lately: rot shows in no stat."""
+    advice = "run kensho verify --full, or let an application that stays scrub (setting scrub)"
+    if not app.status().models:
+        return Check("readings", True, "nothing is installed")
+    read = [check for check in app.status().checks if check.kind in ("full", "scrub")]
+    if not read:
+        return Check("readings", True, f"no full reading of all bytes yet; to have one, {advice}")
+    days = (app.now().timestamp() - read[0].at_wall_s) / 86400
+    found = f"every byte was last read {days:.1f} days ago ({read[0].kind})"
+    return Check("readings", days <= MAX_READING_DAYS, found, advice)
+
+
+def _updates(app: Kensho) -> Check:
+    updates = app.status().updates
+    if updates is None:
+        return Check("updates", True, "no metadata yet: nothing was pulled")
+    day = datetime.fromtimestamp(updates.expires_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    if not updates.is_expired:
+        return Check("updates", True, f"the metadata is good until {day}")
+    advice = "run kensho pull; if that is refused too, the publisher must run kensho resign, or this clock is wrong"
+    return Check(
+        "updates", False, f"the metadata expired on {day}: updates are refused, what is installed works", advice
+    )
 
 
 def _source(app: Kensho) -> Check:

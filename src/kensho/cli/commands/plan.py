@@ -23,7 +23,7 @@ def run(context: Context) -> Result:
             f"{size_text(plan.bytes_disk_free)} are free"
         )
     if not plans:
-        output.data("nothing is installed and no model was named")
+        output.data("nothing to do: what is newer is rolled out to other machines first")
     totals = {key: sum(getattr(plan, key) for plan in plans) for key in KEYS}
     totals["bytes_disk_free"] = min((plan.bytes_disk_free for plan in plans), default=0)
     return Result(keys={**totals, "models": [{"model": plan.model, "version": plan.version} for plan in plans]})

@@ -19,8 +19,6 @@ def run(context: Context) -> Result:
         output.data(
             f"{model.model} {model.version or '-'}: {model.state}" + (f" ({model.reason})" if model.reason else "")
         )
-    if not report.models:
-        output.data("nothing is installed and no model was named")
     output.note(
         f"{size_text(report.bytes_fetched)} fetched in {report.requests} requests, "
         f"{size_text(report.bytes_reused)} reused, {report.seconds:.1f} s"

@@ -43,6 +43,8 @@ def _describe(model: "ModelStatus") -> "Iterator[str]":
     facts = [f"{model.model} {model.version or '-'}: {model.state}"]
     if model.version:
         facts.append(size_text(model.size_bytes))
+    if model.verified_at_s is not None:
+        facts.append(f"verified {_time(model.verified_at_s)}")
     if model.pinned:
         facts.append(f"held at {model.pinned}")
     if model.previous:
