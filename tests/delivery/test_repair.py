@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import KenshoError, NetworkNotAllowed, NotEnoughSpace, StorageError
 from kensho.base.events import ChunkRejected, ChunkRepaired
-from kensho.delivery.checker import VerifyReport, verify
+from kensho.delivery.checker import VerifyReport, check_model, verify
 from kensho.delivery.inventory import chunks_of
 from kensho.delivery.repair import Repairer, RepairReport
 from kensho.delivery.sources import Source
@@ -79,7 +79,7 @@ def test_one_flipped_byte_costs_exactly_its_chunk(installed: Client, world: Simu
     assert installed.store.state.history(file.digest)[0].what == "repaired"
 
 
-def test_what_the_check_hashed_is_not_hashed_again_but_once_when_it_is_copied_and_once_as_a_whole(
+def test_what_the_check_hashed_is_read_twice_more_once_to_copy_and_once_to_verify_the_whole(
     installed: Client, world: SimulatedRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _spoil(_path(installed), 50_000)
@@ -118,6 +118,34 @@ def test_bytes_of_another_version_mend_without_any_source(
     assert (report.repaired_chunks, report.bytes_fetched, report.unrepaired) == (1, 0, ())
     assert installed.of(ChunkRepaired)[-1].source == f"versions/voice/1.0/{NAME}"
     assert installed.content() == model_files(SECOND)
+
+
+def test_copies_that_turn_out_wrong_in_the_whole_file_come_from_elsewhere_in_the_same_run(
+    installed: Client, world: SimulatedRepository, grown: SimulatedRepository
+) -> None:
+    """The check looked at the current version only: that the previous one and a chunk it left are rotten is news."""
+    installed.pull(grown.source())
+    path, previous = _path(installed), installed.store.versions.path("voice", "1.0") / NAME
+    _spoil(path, path.read_bytes().index(SECOND[4]) + 5)
+    found = check_model(installed.store, "voice", clock=installed.clock, emit=installed.events.append)
+    _spoil(path, path.read_bytes().index(SECOND[5]) + 5)
+    _spoil(previous, previous.read_bytes().index(SECOND[4]) + 5)
+    source = grown.source()
+    assert _mend(installed, found, source).unrepaired == ()
+    assert installed.content() == model_files(SECOND)
+    assert source.requests == 1, "the other place of one chunk, the network for the other"
+
+
+def test_a_disk_that_gives_back_other_bytes_than_were_written_is_told_and_nothing_gets_a_name(
+    installed: Client, world: SimulatedRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _spoil(_path(installed), 50_000)
+    report, disk = _verify(installed), installed.store.disk
+    write = disk.write
+    monkeypatch.setattr(disk, "write", lambda fd, data, offset: write(fd, bytes(len(data)), offset))
+    with pytest.raises(StorageError, match="other bytes"):
+        _mend(installed, report, world.source())
+    assert _verify(installed).damaged == report.damaged
 
 
 def test_what_cannot_be_mended_without_the_network_stays_named_and_the_rest_is_mended(installed: Client) -> None:

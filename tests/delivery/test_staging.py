@@ -92,6 +92,34 @@ def test_a_file_whose_fsync_failed_is_thrown_away(ram: Path) -> None:
     assert not staging.path(FILE.digest).exists(), "a later fsync would call its lost pages clean"
 
 
+def test_much_that_was_written_is_synced_at_once_and_thrown_away_if_that_fails(
+    ram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ram / "staging").mkdir()
+    monkeypatch.setattr("kensho.delivery.staging.SYNC_BYTES", 10_000)
+    disk = FaultyDisk()
+    staging = Staging(ram / "staging", disk=disk)
+    _fill(staging, 0)
+    assert disk.operations.count("fsync") == 0
+    _fill(staging, *range(1, 5))
+    assert disk.operations.count("fsync") == 2
+    disk.fsync = lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error"))  # type: ignore[method-assign]
+    with pytest.raises(StorageError):
+        staging.write(SLOTS[5], PARTS[5])
+    assert not staging.path(FILE.digest).exists(), "a later fsync would call its lost pages clean"
+
+
+def test_a_copy_that_cannot_be_read_whole_is_none(staging: Staging, ram: Path) -> None:
+    staging.prepare(FILE)
+    (ram / "other").write_bytes(b"-" + PARTS[1] + PARTS[2][:-1])
+    disk, buffer = RealDisk(), memoryview(bytearray(700))
+    fd = disk.open_read(ram / "other")
+    assert staging.copy(SLOTS[1], 5000, fd, 1, buffer)
+    assert not staging.copy(SLOTS[2], 5000, fd, 5001, buffer)
+    disk.close(fd)
+    assert staging.verified(FILE) == {1}
+
+
 def test_a_finished_file_that_lost_its_rename_and_then_a_chunk_can_be_written_again(
     staging: Staging, ram: Path
 ) -> None:

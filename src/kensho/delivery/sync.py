@@ -1,14 +1,15 @@
 """Bring files into the store as verified blobs: inventory -> plan -> transfer -> finish. Install, update and repair.
 
-What is wanted differs, what is had differs, the steps never do. The caller holds the store's lock, has accepted the
-chunk lists, and decides what a file that could not be had means.
+What is wanted differs, what is had differs, the steps never do. A copy is not hashed by itself: the file is, as a
+whole; if it is not right, the wrong copies are found, and come from elsewhere. The caller holds the store's lock, has
+accepted the chunk lists, and decides what a file that could not be had means.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from kensho.base.clock import Clock
-from kensho.base.errors import TransportError
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import Damaged, TransportError
 from kensho.base.events import Emit, PlanMade
 from kensho.base.ids import Digest
 from kensho.delivery.installed import Record
@@ -58,22 +59,25 @@ def bring(
         )
     )
     names = {file.digest: path for path, file in want.items()}
-    have, origins, outcome = inventory.have, dict[Digest, str](), Outcome({}, set(), {})
-    while plan.files:
+    have, records = inventory.have, list(inventory.records)
+    origins, failed, copied = dict[Digest, str](), dict[Digest, TransportError](), set[Digest]()
+    while plan.files:  # each time there are fewer places to copy from, or nothing is left to do
         outcome = transfer.run(plan, names)
         origins |= outcome.origins
-        if not outcome.stale:
+        copied |= {copy.item.chunk.digest for copy in plan.copies}
+        copied -= {item.chunk.digest for fetch in plan.fetches for item in fetch.items}
+        have, wrong = _after(have, plan, outcome), outcome.stale
+        if not wrong:
+            failed = {file.digest: error for file in plan.files if (error := _failure(file, outcome))}
+            for file in plan.files:
+                if file.digest not in failed:
+                    have, found = _finish(store, file, have, copied, records, now=clock.wall_s())
+                    wrong |= found
+        if not wrong:
             break
-        have = _after(have, plan, outcome)  # has fewer places each time, so this ends
+        chunks = {digest: places[1:] if digest in wrong else places for digest, places in have.chunks.items()}
+        have = replace(have, chunks=chunks)
         plan = plan_files(store, model, version, list(want.values()), have)
-    records = list(inventory.records)
-    failed: dict[Digest, TransportError] = {}
-    for file in first.files:
-        error = next((outcome.failed[chunk.digest] for chunk in file.chunks if chunk.digest in outcome.failed), None)
-        if error:
-            failed[file.digest] = error
-        else:
-            records.append(store.staging.finish(file, store.blob_path(file.digest), now=clock.wall_s()))
     return Brought(first, tuple(records), failed, origins)
 
 
@@ -92,12 +96,30 @@ def plan_files(store: Store, model: str, version: str, want: Sequence[WantedFile
     )
 
 
+def _failure(file: WantedFile, outcome: Outcome) -> TransportError | None:
+    return next((outcome.failed[chunk.digest] for chunk in file.chunks if chunk.digest in outcome.failed), None)
+
+
+def _finish(
+    store: Store, file: WantedFile, have: Have, copied: Set[Digest], records: list[Record], *, now: Seconds
+) -> tuple[Have, set[Digest]]:
+    """The file as a blob, or the chunks that were copied wrong. Damaged if others are wrong: the disk's fault."""
+    try:
+        records.append(store.staging.finish(file, store.blob_path(file.digest), now=now))
+    except Damaged:
+        right = store.staging.verified(file)
+        wrong = {chunk.digest for index, chunk in enumerate(file.chunks) if index not in right}
+        if not wrong <= copied:
+            raise
+        return replace(have, staged={**have.staged, file.digest: right}), wrong
+    return replace(have, files=have.files | {file.digest}), set()
+
+
 def _after(have: Have, plan: Plan, outcome: Outcome) -> Have:
-    """What is had now: all slots of the plan but the stale and the failed ones; the place that was stale is none."""
+    """What is had now: all slots of the plan but the stale and the failed ones."""
     absent = outcome.stale | set(outcome.failed)
     staged = {
         file.digest: frozenset(index for index, chunk in enumerate(file.chunks) if chunk.digest not in absent)
         for file in plan.files
     }
-    chunks = {d: places[1:] if d in outcome.stale else places for d, places in have.chunks.items()}
-    return replace(have, staged=staged, chunks=chunks)
+    return replace(have, staged={**have.staged, **staged})

@@ -1,4 +1,4 @@
-"""Carry out a plan: copy and fetch chunks into staging, each verified before it touches the disk.
+"""Carry out a plan: copy and fetch chunks into staging; what is fetched is verified before it touches the disk.
 
 Wrong bytes are not used: their source is blamed, the chunk is asked for again by itself, ATTEMPTS times in all, from
 whoever has the fewest faults, and so is the rest of the range. When nothing but wrong bytes came (a broken proxy, a
@@ -16,9 +16,9 @@ from typing import Protocol
 
 from kensho.base.errors import DigestMismatch, NotFoundAtSource, TransportError
 from kensho.base.events import ChunkRejected, DownloadProgress, Emit
-from kensho.base.ids import Digest, digest_of
+from kensho.base.ids import Digest
 from kensho.delivery.chunk_list import MAX_CHUNK_BYTES
-from kensho.delivery.hashing import THREADS
+from kensho.delivery.hashing import BLOCK_BYTES, THREADS
 from kensho.delivery.layout import pack_path
 from kensho.delivery.parallel import for_each
 from kensho.delivery.plan import MAX_RANGE_BYTES, Copy, Fetch, Item, Plan
@@ -47,7 +47,7 @@ class Outcome:
     failed: dict[Digest, TransportError]
     """Chunks that could not be had, and why."""
     stale: set[Digest]
-    """Chunks whose local copy was not what it should be: plan again without those places."""
+    """Chunks whose local copy could not be read: plan again without those places."""
     origins: dict[Digest, str]
     """Chunks that are in staging now, and where they came from: a source's name, or a path of the store."""
 
@@ -100,24 +100,25 @@ class Transfer:
     # --- copies ---
 
     def _copy(self, copy: Copy) -> None:
-        chunk = copy.item.chunk
-        data = memoryview(self._memory().decoded)[: chunk.size_bytes]
-        if not self._read(copy, data) or digest_of(data) != chunk.digest:
+        """Unchecked: the whole file is, before it gets its name (`sync` finds a copy that was wrong)."""
+        disk, chunk, buffer = self._store.disk, copy.item.chunk, memoryview(self._memory().decoded)[:BLOCK_BYTES]
+        try:
+            source = disk.open_read(self._store.root / copy.source.path)
+        except OSError:
+            is_there = False  # gone or unreadable: as good as wrong, and the network has it
+        else:
+            try:
+                is_there = all(
+                    self._store.staging.copy(slot, chunk.size_bytes, source, copy.source.offset, buffer)
+                    for slot in copy.item.slots
+                )
+            finally:
+                disk.close(source)
+        if is_there:
+            self._note(copy.item, copy.source.path)
+        else:
             with self._lock:
                 self._outcome.stale.add(chunk.digest)
-            return
-        self._store_chunk(copy.item, data, copy.source.path)
-
-    def _read(self, copy: Copy, data: memoryview) -> bool:
-        disk = self._store.disk
-        try:
-            fd = disk.open_read(self._store.root / copy.source.path)
-            try:
-                return disk.read_into(fd, data, copy.source.offset) == len(data)
-            finally:
-                disk.close(fd)
-        except OSError:
-            return False  # gone or unreadable: as good as wrong, and the network has it
 
     # --- fetches ---
 
@@ -208,6 +209,9 @@ class Transfer:
     def _store_chunk(self, item: Item, data: bytes | memoryview, origin: str) -> None:
         for slot in item.slots:
             self._store.staging.write(slot, data)
+        self._note(item, origin)
+
+    def _note(self, item: Item, origin: str) -> None:
         with self._lock:
             self._outcome.origins[item.chunk.digest] = origin
         self._progress(item.chunk.size_bytes * len(item.slots))
