@@ -497,6 +497,27 @@ def test_a_pinned_version_is_taken_whatever_its_rollout(
     assert client.pull(_staged(world, tmp_path, 0).source()).models[0].version == "2.0"
 
 
+def test_a_release_that_is_rolled_out_further_reaches_the_rest_and_is_no_update_for_the_first(
+    ram: Path, world: SimulatedRepository, tmp_path: Path
+) -> None:
+    made, first, second = _staged(world, tmp_path, 50), Client(ram / "first", world), Client(ram / "second", world)
+    for client, name in ((first, "box 1"), (second, "box 0")):
+        client.store.state.set_setting("client_id", name)
+        client.pull(world.source())
+        client.pull(made.source())
+    assert [client.store.model("voice").version for client in (first, second)] == ["2.0", "1.0"]
+    made.publish("voice", "2.0", model_files(SECOND), rollout_percent=100)
+    assert first.pull(made.source()).models[0].state == "current"
+    assert second.pull(made.source()).models[0].state == "updated"
+    manifests = {client.store.model("voice").manifest for client in (first, second)}
+    assert len(manifests) == 1, "both know the newest terms"
+    source = made.source()
+    first.pull(source)
+    assert source.requests == 2, "and nothing is fetched again"
+    made.publish("voice", "2.0", model_files(SECOND), rollout_percent=0)
+    assert first.pull(made.source()).models[0].version == "2.0", "who has it keeps it"
+
+
 def test_the_id_of_a_machine_is_made_once_and_never_sent(client: Client, world: SimulatedRepository) -> None:
     source = world.source()
     client.pull(source)

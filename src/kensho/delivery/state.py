@@ -147,6 +147,11 @@ class State:
                 db, {f.used: f"{release.model} {release.version}" for f in release.files if f.used}, "installed", now
             )
 
+    def resign(self, model: str, version: str, manifest: Digest) -> None:
+        """An installed release has the same files under a manifest that was signed anew. Durable when this returns."""
+        with self._writing() as db:
+            db.execute("UPDATE releases SET manifest = ? WHERE model = ? AND version = ?", (manifest, model, version))
+
     def switch(self, model: str, version: str) -> None:
         """Another installed version becomes the current one. Durable when this returns."""
         with self._writing() as db:

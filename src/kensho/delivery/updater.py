@@ -291,6 +291,8 @@ class Updater:
         known = [r for r in self._store.state.releases(release.model) if r.version == release.version]
         # Every byte of this version was hashed now or is vouched for: that is a check of grade "load".
         if row and row.current == release.version and known and known[0].files == release.files:
+            if known[0].manifest != release.manifest:  # rolled out further: its terms are others, its files are not
+                self._store.state.resign(release.model, release.version, release.manifest)
             self._store.state.finish_check("load", good=vouched, bad=(), damaged=0, now=now)
             return False
         lacking = [f"{file.path}: {file.reason}" for file in release.files if file.used != file.digest]
