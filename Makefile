@@ -45,6 +45,9 @@ check: setup-dev  ## format, lint, import rules, types, fast tests
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest -m "not real" -n 2
 
+bench: setup-dev  ## delivery beside its peers, each against its bar (needs nginx-light aria2 zsync; 1 GB in build/)
+	@for name in download verify repair startup; do $(BIN)/python bench/$$name.py || exit 1; echo; done
+
 dist: setup-dev  ## build a wheel and prove that it runs `kensho demo` with no checkout
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null
