@@ -1,16 +1,21 @@
 """Loading models for real: which graph is used, what a bad one leads to, what is closed when."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kensho.app import GenerateOptions, Kensho
 from kensho.base.clock import SystemClock
 from kensho.base.errors import UsageError
-from kensho.base.events import CompileFinished, Event, GraphDropped
+from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, TierChanged
 from kensho.cli.main import main
 from kensho.delivery.keys import keygen
 from kensho.demo.stage import embedded_model, questions
@@ -28,11 +33,18 @@ class World:
     events: list[Event]
 
     def open(self, **settings: object) -> Kensho:
-        loaded = load_settings({"store": str(self.store), "standby": "on_demand", **settings})
+        environ = settings.pop("child_env", None)
+        loaded = load_settings(
+            {"store": str(self.store), "standby": "on_demand", **settings},
+            environ,  # type: ignore[arg-type]
+        )
         return Kensho(loaded, clock=SystemClock(), listener=self.events.append)
 
     def heard(self, kind: type[Event]) -> int:
         return sum(isinstance(event, kind) for event in self.events)
+
+    def compiled(self) -> list[Path]:
+        return list((self.store / "graphs").glob(f"{'?' * 64}/header.json"))
 
     async def ask(self, app: Kensho, options: GenerateOptions | None = None) -> str:
         answer = app.generate("demo", QUESTION.question, options)
@@ -62,9 +74,85 @@ def test_the_second_program_finds_the_graph_on_disk_and_the_second_question_in_m
                 sources.append(answer.record.load_source)
             return sources
 
-    assert asyncio.run(twice()) == ["compile", "memory"]
+    assert asyncio.run(twice()) == ["raw", "memory"]
     assert asyncio.run(twice()) == ["disk", "memory"]
     assert world.heard(CompileFinished) == 1
+
+
+SLOW = """
+import kensho.runtime.stages as stages, time
+real = stages.compile_model
+def slow(*args, **named):
+    time.sleep(2)
+    return real(*args, **named)
+stages.compile_model = slow
+"""
+
+
+@pytest.fixture
+def slow_compiler(tmp_path: Path) -> dict[str, str]:
+    """The environment in which a compile takes two seconds longer."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SLOW)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def test_a_first_answer_does_not_wait_for_the_compile_and_leaves_a_compiled_graph(
+    world: World, slow_compiler: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "kensho", "--json", "--store", str(world.store), "run", "demo", QUESTION.question]
+    with subprocess.Popen(command, env=slow_compiler, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        summary = next(line for line in map(json.loads, running.stdout) if line["type"] == "summary")
+        assert (summary["text"], summary["load_source"], summary["tier"]) == (QUESTION.answer, "raw", "raw")
+        assert world.compiled() == []
+        assert running.stdout.read() == ""
+    assert running.returncode == 0
+    assert len(world.compiled()) == 1
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    again = json.loads(done.stdout.splitlines()[-1])
+    assert (again["text"], again["load_source"], again["tier"]) == (QUESTION.answer, "disk", "mapped")
+
+
+def test_the_compiled_graph_takes_over_while_a_stream_goes_on_with_the_old_engine(
+    world: World, slow_compiler: dict[str, str]
+) -> None:
+    async def ask() -> None:
+        async with world.open(allow_faults=True, child_env=slow_compiler) as app:
+            has_changed = asyncio.Event()
+            app.listen(lambda event: has_changed.set() if isinstance(event, TierChanged) else None)
+            await world.ask(app)
+            (old,) = (pid for pid in app.engine_pids("demo").values() if pid)
+            app.arm_fault("demo", "primary", "slow")
+            stream = app.generate("demo", QUESTION.question)
+            tokens = [await anext(aiter(stream))]
+            await has_changed.wait()
+            assert psutil.pid_exists(old)
+            tokens += [token async for token in stream]
+            assert "".join(token.text for token in tokens) == QUESTION.answer
+            assert (stream.record.tier, stream.record.failovers) == ("raw", 0)
+            answer = app.generate("demo", QUESTION.question)
+            assert "".join([token.text async for token in answer]) == QUESTION.answer
+            assert (answer.record.tier, answer.record.load_source) == ("mapped", "memory")
+            psutil.wait_procs([psutil.Process(old)] if psutil.pid_exists(old) else [], timeout=5)
+            assert not psutil.pid_exists(old)
+
+    asyncio.run(ask())
+    loaded = [(event.source, event.tier) for event in world.events if isinstance(event, GraphLoaded)]
+    assert loaded == [("raw", "raw"), ("compile", "mapped")]
+
+
+def test_leaving_by_an_exception_ends_the_compile(world: World, slow_compiler: dict[str, str]) -> None:
+    async def leave() -> None:
+        async with world.open(child_env=slow_compiler) as app:
+            await world.ask(app)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        asyncio.run(leave())
+    assert world.compiled() == []
+    assert [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.parametrize("tier", ["raw", "mapped", "packed"])

@@ -69,9 +69,8 @@ def test_a_choice_does_not_swing_back_for_the_memory_that_it_took(given_facts: T
         assert choose_tier("auto", after) == "packed"
 
 
-def test_raw_is_left_once_there_is_a_compiled_graph() -> None:
-    assert choose_tier("auto", facts("raw", sizes=ModelSizes(0, 1, 1))) == "raw"
-    assert choose_tier("auto", facts("raw")) == "mapped"
+def test_raw_is_only_for_as_long_as_it_takes_to_compile() -> None:
+    assert choose_tier("auto", facts("raw", free_bytes=0)) == "mapped"
 
 
 @pytest.mark.parametrize("changed", [{"free_bytes": RESERVE_BYTES - 1}, {"idle_s": IDLE_MAPPED_S}])

@@ -51,6 +51,25 @@ def test_summary_is_the_only_and_last_line_and_carries_the_error() -> None:
     }
 
 
+def test_nothing_follows_the_summary() -> None:
+    output, out, _, _ = make(is_json=True)
+    output.summary(0, {"text": "hi"})
+    output.on_event(CompileStage(model="m", stage="parsing", done=2, total=2, unit="tensors"))
+    output.summary(1, {}, errors.CompileFailed("too late"))
+    assert [json.loads(line)["type"] for line in out.getvalue().splitlines()] == ["summary"]
+
+
+def test_no_bar_is_drawn_over_an_answer_that_is_being_written() -> None:
+    output, _, err, _ = make(stderr=Terminal())
+    finished = CompileStage(model="m", stage="parsing", done=2, total=2, unit="tensors")
+    output.piece("Hel")
+    output.on_event(finished)
+    assert err.getvalue() == ""
+    output.data("lo")
+    output.on_event(finished)
+    assert "parsing" in err.getvalue()
+
+
 def test_people_get_data_on_stdout_and_the_rest_on_stderr() -> None:
     output, out, err, _ = make()
     output.data("answer")

@@ -39,7 +39,8 @@ from kensho.telemetry.log_file import LogFile
 from kensho.telemetry.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from kensho.app.serving import ServedModel, Serving
+    from kensho.app.opening import ServedModel
+    from kensho.app.serving import Serving
     from kensho.delivery.checker import VerifyReport
     from kensho.delivery.plan import Plan
     from kensho.delivery.releases import ReleaseRef
@@ -194,8 +195,16 @@ class Kensho:
             self._scrubbing = asyncio.create_task(self._scrub())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Left without an exception, a compile that runs in the background is finished first: the next start is then
+        as fast as it can be. `aclose`, and an exception, end it."""
+        try:
+            if kind is None and self._serving is not None:
+                await self._serving.finish()
+        finally:
+            await self.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -209,9 +218,17 @@ class Kensho:
 
     def _serve(self) -> "Serving":
         if self._serving is None:
+            from kensho.app.opening import ModelOpener
             from kensho.app.serving import Serving
+            from kensho.runtime.memory import read_memory
 
-            self._serving = Serving(self.settings, clock=self._clock, emit=self.emit)
+            self._serving = Serving(
+                self.settings,
+                make_opener=lambda emit: ModelOpener(self.settings, clock=self._clock, emit=emit),
+                read_memory=read_memory,
+                clock=self._clock,
+                emit=self.emit,
+            )
         return self._serving
 
     def _ensure_store(self) -> None:
@@ -326,7 +343,7 @@ class AnswerStream:
                 first_token_seconds=first_s - self._began_s,
                 tokens_per_second=figures.tokens_per_second,
                 engine=figures.engine,
-                tier=served.graph.tier,
+                tier=served.tier_of(figures.engine),
                 failovers=figures.failovers,
                 gap_ms=figures.gap_ms,
                 is_fallback_model=is_fallback,

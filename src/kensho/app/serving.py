@@ -1,233 +1,348 @@
 """The answering half of the application: models that are loaded, each with its engines, circuits and queue.
 
-Everything runs on one event loop; disk work is done in threads, computing in engine processes. At most KEPT_MODELS are
-loaded at once (row R3): when one more is wanted, the one that was used longest ago and answers nobody is closed.
+A model without a compiled graph answers at once from the delivered weights (raw tier) while the graph is compiled in
+the background. A tier is changed by starting engines beside the old ones: requests that come from then on go to the
+new ones, the old ones end when their last request has. What is decided is decided in `tiers`; this shell looks every
+LOOK_EVERY_S and carries it out, off the path of requests. Everything runs on one event loop.
 """
 
 import asyncio
-import os
-import random
-import secrets
-import tempfile
-from collections.abc import AsyncIterator, Awaitable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from kensho.base.clock import Clock
-from kensho.base.errors import CompileFailed, EngineError, NotInstalled
-from kensho.base.events import Emit
+from kensho.app.opening import ServedModel
+from kensho.app.tiers import (
+    WINDOW_S,
+    ModelSizes,
+    ModelUse,
+    TierFacts,
+    check_room,
+    choose_tier,
+    models_to_close,
+)
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
+from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
 from kensho.delivery.leases import Lease, lease_version
 from kensho.delivery.store import InstalledModel
-from kensho.resilience.circuit import BreakerSettings
-from kensho.resilience.guard import Canary
-from kensho.resilience.scheduler import Scheduler, SchedulerSettings
-from kensho.runtime.compiler import Compiler
 from kensho.runtime.frames import Tier
-from kensho.runtime.graph_cache import GraphCache
-from kensho.runtime.header import read_header
-from kensho.runtime.host import EngineHost
 from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.loader import ModelLoader
-from kensho.runtime.machine import read_machine
 from kensho.runtime.text import TextCodec
-from kensho.settings import Settings, TierChoice
+from kensho.settings import Settings
 
-KEPT_MODELS = 3
-"""The prototype's memory cache: LRU of 3."""
-MAX_THREADS = 4
-"""Of one engine host, unless the settings say otherwise: decoding is bound by memory, more threads only compete."""
+LOOK_EVERY_S: Seconds = 5.0
+RETRY_S: Seconds = 300.0
+"""After an upgrade that failed (guess); the graph cache has a longer memory for compiles that fail again and again."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A loaded version of a model. `tier` is the one that was chosen."""
+class Opener(Protocol):
+    """What is needed of `opening.ModelOpener`."""
 
-    graph: LoadedGraph
-    codec: TextCodec
-    scheduler: Scheduler
-    engines: tuple[EngineHost, ...]
-    lease: Lease
-    """Keeps the version's files: an engine that is started again opens them anew."""
+    async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None: ...
+    async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph: ...
+    def sizes(self, graph: LoadedGraph) -> ModelSizes: ...
+    async def start(
+        self, installed: InstalledModel, graph: LoadedGraph, sizes: ModelSizes, codec: TextCodec | None
+    ) -> ServedModel: ...
+    async def end(self, served: ServedModel) -> None: ...
+    def release(self, graph: LoadedGraph) -> None: ...
+    async def invalidate(self, graph: LoadedGraph, reason: str) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
-class _Place:
+class _Loaded:
+    """The engines of one tier and how many requests they have."""
+
     served: ServedModel
     users: int = 0
 
 
-Key = tuple[str, str, TierChoice]
+@dataclass(slots=True)
+class _Place:
+    """One loaded version. The lease keeps its files: an engine that is started again opens them anew."""
+
+    installed: InstalledModel
+    lease: Lease
+    loaded: _Loaded
+    used_at_s: Seconds
+    is_pinned: bool = False
+    tokens: deque[tuple[Seconds, int]] = field(default_factory=deque)
+    changing: asyncio.Task[None] | None = None
+    retry_at_s: Seconds = 0.0
+
+    @property
+    def is_changing(self) -> bool:
+        return self.changing is not None and not self.changing.done()
+
+
+Key = tuple[str, str]
 
 
 class Serving:
     """Loads models and keeps them. Not thread-safe: one event loop."""
 
-    def __init__(self, settings: Settings, *, clock: Clock, emit: Emit) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        make_opener: Callable[[Emit], Opener],
+        read_memory: Callable[[], int],
+        clock: Clock,
+        emit: Emit,
+    ) -> None:
+        """`read_memory` says how many bytes the machine can still give (`runtime.memory`)."""
         self._settings = settings
+        self._opener = make_opener(self._hear)
+        self._read_memory = read_memory
         self._clock = clock
         self._emit = emit
-        self._threads = settings.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
-        self._loader = self._make_loader()
         self._places: dict[Key, _Place] = {}  # in order of use, the latest last
         self._lanes: dict[Key, asyncio.Lock] = {}
+        self._retired: list[_Loaded] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self._is_finishing = False
 
     @asynccontextmanager
     async def use(self, installed: InstalledModel) -> AsyncIterator[ServedModel]:
         """The model, loaded; it stays loaded while in use. Raises ModelError, CompileFailed, EngineError."""
-        key = (installed.model, installed.version, self._settings.tier)
-        async with self._lanes.setdefault(key, asyncio.Lock()):
-            place = self._places.pop(key, None) or _Place(await self._open(installed))
-            self._places[key] = place
-            place.users += 1
+        place = await self._place(installed)
+        loaded = place.loaded
+        loaded.users += 1
         try:
-            await self._make_room()
-            yield place.served
+            self._close_some()
+            yield loaded.served
         finally:
-            place.users -= 1
+            loaded.users -= 1
+            place.used_at_s = self._clock.monotonic_s()
+            self._end_retired()
+
+    async def pin(self, installed: InstalledModel) -> ServedModel:
+        """Load the model ahead of its first request, and keep it until `close`. Raises what `use` does."""
+        place = await self._place(installed)
+        place.is_pinned = True
+        return place.loaded.served
 
     def served(self, model: str) -> ServedModel | None:
         """The model as it was used last; None if it is not loaded."""
-        found = [place.served for (name, _, _), place in self._places.items() if name == model]
+        found = [place.loaded.served for (name, _), place in self._places.items() if name == model]
         return found[-1] if found else None
 
     def is_loaded(self, installed: InstalledModel) -> bool:
-        return (installed.model, installed.version, self._settings.tier) in self._places
+        return (installed.model, installed.version) in self._places
 
     async def compile(self, installed: InstalledModel) -> LoadedGraph:
         """Find or make the graph, without loading it. Cancelling kills the compile child."""
-        graph = await self._load_graph(installed)
-        self._loader.release(graph)
+        graph = await self._make(installed)
+        self._opener.release(graph)
         return graph
 
-    async def close(self) -> None:
-        """End every engine; nothing is left behind. Idempotent."""
-        places, self._places = list(self._places.values()), {}
-        await asyncio.gather(*(self._close(place.served) for place in places))
-        self._loader.close()
+    async def finish(self) -> None:
+        """Let the compiles that run in the background come to their end, so that the next start finds their graphs."""
+        self._is_finishing = True
+        changing = [place.changing for place in self._places.values() if place.changing]
+        await asyncio.gather(*changing, return_exceptions=True)
 
-    async def _open(self, installed: InstalledModel) -> ServedModel:
-        """Load the model. A graph from the cache that no engine can start with is dropped, and made anew once (R7)."""
+    async def close(self) -> None:
+        """End every engine and every compile; nothing is left behind. Idempotent."""
+        places, self._places = list(self._places.values()), {}
+        retired, self._retired = self._retired, []
+        tasks = [self._looking, *(place.changing for place in places)]
+        for task in tasks:
+            if task:
+                task.cancel()
+        await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._opener.end(loaded.served) for loaded in retired + [p.loaded for p in places]))
+        for place in places:
+            place.lease.close()
+        self._opener.close()
+
+    # --- opening ---
+
+    async def _place(self, installed: InstalledModel) -> _Place:
+        key = (installed.model, installed.version)
+        async with self._lanes.setdefault(key, asyncio.Lock()):
+            place = self._places.pop(key, None) or await self._open(installed)
+            self._places[key] = place
+            if self._looking is None:
+                self._looking = asyncio.create_task(self._look())
+            return place
+
+    async def _open(self, installed: InstalledModel) -> _Place:
+        """A graph from the cache that no engine can start with is dropped, and made anew (R7)."""
         lease = lease_version(installed.folder)
         if lease is None:
             raise NotInstalled(f"{installed.model} {installed.version} was removed a moment ago", advice="ask again")
         try:
-            graph = await self._load_graph(installed)
+            graph = await self._first_graph(installed)
             try:
-                return await self._start(installed, graph, lease)
+                served = await self._start(installed, graph)
+            except NotEnoughMemory:
+                raise
             except EngineError as error:
-                if graph.source != "disk":
+                if graph.source == "disk":
+                    await self._opener.invalidate(graph, f"no engine starts with it: {error.message}")
+                elif graph.tier != "raw" or self._settings.tier == "raw":
                     raise
-                await self._loader.invalidate(graph, f"no engine starts with it: {error.message}")
-            return await self._start(installed, await self._load_graph(installed), lease)
+                # Exact and slow does not start either: only the compiled form is left.
+                again = await (self._first_graph(installed) if graph.tier != "raw" else self._make(installed))
+                served = await self._start(installed, again)
         except BaseException:
             lease.close()
             raise
+        place = _Place(installed, lease, _Loaded(served), self._clock.monotonic_s())
+        self._adjust(place)
+        return place
 
-    async def _start(self, installed: InstalledModel, graph: LoadedGraph, lease: Lease) -> ServedModel:
-        # A large vocabulary takes as long as the model (0.5 to 1 s for 262k): both load at once.
-        loading = asyncio.create_task(asyncio.to_thread(TextCodec.load, installed.folder))
-        try:
-            canary = await _canary(graph, loading)
-            primary, standby = self._engine("primary", graph), self._engine("standby", graph)
-            scheduler = Scheduler(
-                primary,
-                standby,
-                model=installed.model,
-                version=installed.version,
-                tier_of=lambda _: graph.tier,
-                canary=canary,
-                settings=self._scheduler_settings(),
-                clock=self._clock,
-                rng=random.random,
-                emit=self._emit,
-            )
-            await scheduler.__aenter__()
-            try:
-                codec = await loading
-            except BaseException:
-                await scheduler.close()
-                raise
-        except BaseException:
-            loading.cancel()
-            self._loader.release(graph)
-            raise
-        return ServedModel(graph, codec, scheduler, (primary, standby), lease)
-
-    async def _load_graph(self, installed: InstalledModel) -> LoadedGraph:
-        digests = {file.path: file.used for file in installed.files if file.used is not None}
-
-        async def load(tier: Tier) -> LoadedGraph:
-            return await self._loader.load(installed.model, installed.version, installed.folder, digests, tier=tier)
-
+    async def _first_graph(self, installed: InstalledModel) -> LoadedGraph:
+        """What can answer soonest: the compiled graph if there is one, else the exact one, made in 0.1 s."""
         if self._settings.tier != "auto":
-            return await load(self._settings.tier)
+            return await self._make(installed)
+        found = await self._opener.find(installed, "mapped")
+        return found or await self._opener.make(installed, "raw")
+
+    async def _make(self, installed: InstalledModel) -> LoadedGraph:
+        if self._settings.tier != "auto":
+            return await self._opener.make(installed, self._settings.tier)
         try:
-            return await load("mapped")
+            return await self._opener.make(installed, "mapped")
         except CompileFailed:
             # No int8 form answers well enough on this CPU (the event said so): the exact graph needs none.
-            return await load("raw")
+            return await self._opener.make(installed, "raw")
 
-    def _engine(self, name: str, graph: LoadedGraph) -> EngineHost:
-        settings = self._settings
-        return EngineHost(
-            name,
-            graph,
-            clock=self._clock,
-            emit=self._emit,
-            env=settings.child_env,
-            threads=self._threads,
-            max_context=min(settings.max_context, graph.max_positions),
-            start_s=settings.start_timeout_s,
-            inactivity_s=settings.inactivity_s,
-            allow_faults=settings.allow_faults,
-        )
+    async def _start(
+        self, installed: InstalledModel, graph: LoadedGraph, codec: TextCodec | None = None
+    ) -> ServedModel:
+        try:
+            sizes = await asyncio.to_thread(self._opener.sizes, graph)
+            await self._make_room(installed, graph.tier, sizes)
+        except BaseException:
+            self._opener.release(graph)
+            raise
+        return await self._opener.start(installed, graph, sizes, codec)
 
-    def _scheduler_settings(self) -> SchedulerSettings:
-        settings = self._settings
-        circuit = BreakerSettings(
-            open_s=settings.open_s,
-            restart_open_s=settings.restart_open_s,
-            canary_timeout_s=settings.canary_timeout_s,
-            start_timeout_s=settings.start_timeout_s,
-        )
-        return SchedulerSettings(standby=settings.standby, breaker=circuit)
+    # --- memory ---
 
-    def _make_loader(self) -> ModelLoader:
-        settings = self._settings
+    def _free_bytes(self) -> int:
+        free = self._read_memory()
+        budget = self._settings.model_memory_bytes
+        if not budget:
+            return free
+        served = [place.loaded.served for place in self._places.values()] + [old.served for old in self._retired]
+        return min(free, budget - sum(each.sizes.needed_bytes(each.graph.tier) for each in served))
 
-        def token() -> str:
-            return secrets.token_hex(4)
-
-        return ModelLoader(
-            cache=GraphCache(
-                settings.store / "graphs", limit_bytes=settings.graph_cache_bytes, token=token, emit=self._emit
-            ),
-            compiler=Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=self._emit),
-            scratch=Path(tempfile.gettempdir()),
-            token=token,
-            machine=read_machine(),
-            clock=self._clock,
-            emit=self._emit,
-            max_context=settings.max_context,
-            threads=self._threads,
-        )
-
-    async def _make_room(self) -> None:
-        for key in [key for key, place in self._places.items() if place.users == 0]:
-            if len(self._places) <= KEPT_MODELS:
+    async def _make_room(self, installed: InstalledModel, tier: Tier, sizes: ModelSizes) -> None:
+        """Close what is idle until the model fits. Raises NotEnoughMemory before anything is loaded."""
+        while True:
+            try:
+                check_room(installed.model, tier, sizes, self._free_bytes())
+            except NotEnoughMemory:
+                idle = [use.key for use in self._uses() if not use.is_kept]
+                if not idle:
+                    raise
+                await self._end_place(self._places.pop(idle[0]))
+            else:
                 return
-            await self._close(self._places.pop(key).served)
 
-    async def _close(self, served: ServedModel) -> None:
-        await served.scheduler.close()
-        self._loader.release(served.graph)
-        served.lease.close()
+    def _uses(self) -> list[ModelUse[Key]]:
+        return [
+            ModelUse(key, self._idle_s(place), place.is_pinned or self._idle_s(place) == 0 or place.is_changing)
+            for key, place in self._places.items()
+        ]
 
+    def _idle_s(self, place: _Place) -> Seconds:
+        return 0.0 if place.loaded.users else max(1e-9, self._clock.monotonic_s() - place.used_at_s)
 
-async def _canary(graph: LoadedGraph, codec: Awaitable[TextCodec]) -> Canary:
-    """The probe of a circuit: the graph's own self-test; the raw graph has none and is asked when it is healthy."""
-    if graph.tier == "raw":
-        return Canary((await codec).prompt_ids("Hello"))
-    vector = read_header(graph.graph_folder).self_test
-    return Canary(vector.prompt_ids, vector.expected_ids)
+    def _close_some(self) -> None:
+        for key in models_to_close(self._uses(), self._free_bytes()):
+            self._spawn(self._end_place(self._places.pop(key)))
+
+    async def _end_place(self, place: _Place) -> None:
+        """End a model that was taken from the places, so that nobody can get it meanwhile."""
+        idle_s = self._idle_s(place)
+        if place.changing:
+            place.changing.cancel()
+            await asyncio.gather(place.changing, return_exceptions=True)
+        await self._opener.end(place.loaded.served)
+        place.lease.close()
+        installed = place.installed
+        self._emit(ModelClosed(model=installed.model, version=installed.version, idle_s=idle_s))
+
+    # --- tiers ---
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self._end_retired()
+            self._close_some()
+            for place in list(self._places.values()):
+                self._adjust(place)
+
+    def _adjust(self, place: _Place) -> None:
+        """Begin to change the model's tier, if it should have another one."""
+        now_s = self._clock.monotonic_s()
+        if self._settings.tier != "auto" or place.is_changing or now_s < place.retry_at_s:
+            return
+        served = place.loaded.served
+        while place.tokens and place.tokens[0][0] < now_s - WINDOW_S:
+            place.tokens.popleft()
+        facts = TierFacts(
+            current=served.graph.tier,
+            sizes=served.sizes,
+            free_bytes=self._free_bytes(),
+            recent_tokens=sum(count for _, count in place.tokens),
+            idle_s=self._idle_s(place),
+        )
+        wanted = choose_tier(self._settings.tier, facts)
+        if wanted != served.graph.tier:
+            place.changing = asyncio.create_task(self._change(place, wanted))
+
+    async def _change(self, place: _Place, wanted: Tier) -> None:
+        """Make the graph, start its engines and let them take the requests from now on."""
+        installed, before = place.installed, place.loaded
+        try:
+            graph = await self._opener.make(installed, wanted, is_background=True)
+            if self._is_finishing:
+                self._opener.release(graph)
+                return
+            served = await self._start(installed, graph, before.served.codec)
+        except KenshoError as error:
+            place.retry_at_s = self._clock.monotonic_s() + RETRY_S
+            tier = before.served.graph.tier
+            self._emit(TierKept(model=installed.model, version=installed.version, tier=tier, reason=error.message))
+            return
+        place.loaded = _Loaded(served)
+        self._retired.append(before)
+        self._emit(
+            TierChanged(
+                model=installed.model,
+                version=installed.version,
+                from_tier=before.served.graph.tier,
+                to_tier=wanted,
+            )
+        )
+        self._end_retired()
+
+    def _end_retired(self) -> None:
+        over = [loaded for loaded in self._retired if loaded.users == 0]
+        self._retired = [loaded for loaded in self._retired if loaded.users]
+        for loaded in over:
+            self._spawn(self._opener.end(loaded.served))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _hear(self, event: Event) -> None:
+        """What engines and circuits say passes through here: answered tokens are what a better tier is worth."""
+        if isinstance(event, RequestFinished):
+            place = self._places.get((event.model, event.version))
+            if place:
+                place.tokens.append((self._clock.monotonic_s(), event.tokens))
+        self._emit(event)

@@ -77,12 +77,12 @@ class ModelUse(Generic[K]):
 
 
 def choose_tier(choice: TierChoice, facts: TierFacts) -> Tier:
-    """The tier that the model should have now. Raw stays raw until there is a compiled graph."""
+    """The tier that the model should have now. Raw is only for as long as there is no compiled graph."""
     if choice != "auto":
         return choice
     sizes = facts.sizes
     if facts.current == "raw":
-        return "mapped" if sizes.graph_bytes else "raw"
+        return "mapped"
     if facts.current == "packed":
         has_to_go = facts.free_bytes < RESERVE_BYTES or facts.idle_s >= IDLE_MAPPED_S
         return "mapped" if has_to_go else "packed"

@@ -32,18 +32,22 @@ class Output:
         self._is_terminal = self._stderr.isatty()
         self._last_progress_s = -PROGRESS_INTERVAL_S
         self._has_bar = False
+        self._is_mid_line = False
+        self._is_over = False
 
     def data(self, text: str) -> None:
         """A line of the answer, for people."""
         if not self.is_json:
             self.clear_bar()
             print(text, file=self._stdout, flush=True)
+            self._is_mid_line = False
 
     def piece(self, text: str) -> None:
         """A piece of a streamed answer, for people: no newline, shown at once."""
         if not self.is_json:
             self.clear_bar()
             print(text, end="", file=self._stdout, flush=True)
+            self._is_mid_line = True
 
     def note(self, text: str) -> None:
         """Something worth knowing that is not data."""
@@ -61,14 +65,17 @@ class Output:
             self.note(f"{event.level}: {event.message()}")
 
     def progress(self, what: str, done: int, total: int, unit: str) -> None:
-        """Real progress: `done` of `total` in `unit`. Ends are always shown, the rest at most ten times a second."""
+        """Real progress: `done` of `total` in `unit`. Ends are always shown, the rest at most ten times a second.
+
+        No bar is drawn over an answer that is still being written.
+        """
         now = self._clock.monotonic_s()
         if done < total and now - self._last_progress_s < PROGRESS_INTERVAL_S:
             return
         self._last_progress_s = now
         if self.is_json:
             self.json_line({"type": "progress", "what": what, "done": done, "total": total, "unit": unit})
-        elif self._is_terminal and not self.is_quiet:
+        elif self._is_terminal and not self.is_quiet and not self._is_mid_line:
             share = done / total if total else 1.0
             bar = "#" * int(BAR_WIDTH * share)
             text = f"{what}  [{bar:<{BAR_WIDTH}}] {share:4.0%}  {_amount(done, total, unit)}"
@@ -76,7 +83,7 @@ class Output:
             self._has_bar = True
 
     def summary(self, code: int, keys: Mapping[str, object], error: KenshoError | None = None) -> None:
-        """The one last line for programs; for people only an error is printed."""
+        """The one last line for programs; for people only an error is printed. What comes after it is not said."""
         self.clear_bar()
         failure: dict[str, object] = {}
         if error is not None:
@@ -87,6 +94,7 @@ class Output:
             print(f"kensho: {error.message}", file=self._stderr)
             if error.advice:
                 print(f"        {error.advice}", file=self._stderr, flush=True)
+        self._is_over = True
 
     def clear_bar(self) -> None:
         if self._has_bar:
@@ -94,8 +102,8 @@ class Output:
             self._has_bar = False
 
     def json_line(self, line: Mapping[str, object]) -> None:
-        """One JSON line on stdout, for programs; for people nothing."""
-        if self.is_json:
+        """One JSON line on stdout, for programs; for people nothing. Nothing after the summary."""
+        if self.is_json and not self._is_over:
             print(json.dumps(line, ensure_ascii=False, default=str), file=self._stdout, flush=True)
 
 

@@ -27,18 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(context: Context) -> Result:
-    record = asyncio.run(_answer(context))
-    output = context.output
-    output.data("")
-    output.note(
-        f"{record.model} {record.version}, {record.tier} tier, graph from {record.load_source} in "
-        f"{record.load_seconds:.2f} s; first token after {record.first_token_seconds:.2f} s, "
-        f"{record.tokens_per_second:.0f} tokens/s" + (f", {record.failovers} failovers" if record.failovers else "")
-    )
-    return Result(exits.DEGRADED if record.is_fallback_model else exits.OK, record.as_json())
+    return asyncio.run(_answer(context))
 
 
-async def _answer(context: Context) -> "AnswerRecord":
+async def _answer(context: Context) -> Result:
     from kensho.app import GenerateOptions
 
     args = context.args
@@ -55,4 +47,20 @@ async def _answer(context: Context) -> "AnswerRecord":
         answer = app.generate(args.model, args.prompt, options)
         async for token in answer:
             context.output.piece(token.text)
-        return answer.record
+        # Now, not at the end: a first answer does not wait for the compile that closing the application finishes.
+        return _tell(context, answer.record)
+
+
+def _tell(context: Context, record: "AnswerRecord") -> Result:
+    output = context.output
+    output.data("")
+    output.note(
+        f"{record.model} {record.version}, {record.tier} tier, graph from {record.load_source} in "
+        f"{record.load_seconds:.2f} s; first token after {record.first_token_seconds:.2f} s, "
+        f"{record.tokens_per_second:.0f} tokens/s" + (f", {record.failovers} failovers" if record.failovers else "")
+    )
+    if record.load_source == "raw" and record.tier == "raw" and context.settings.tier == "auto":
+        output.note("it is compiled for this machine now, so that the next answer is faster")
+    result = Result(exits.DEGRADED if record.is_fallback_model else exits.OK, record.as_json())
+    output.summary(result.code, result.keys)
+    return result

@@ -1,0 +1,210 @@
+"""How one model is opened: its graph found or made, its two engines started behind a scheduler. The edge for `serving`.
+
+Nothing is decided here. What `start` returns is running processes; give it back to `end`.
+"""
+
+import asyncio
+import os
+import random
+import secrets
+import tempfile
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kensho.app.tiers import ModelSizes
+from kensho.base.clock import Clock
+from kensho.base.events import Emit
+from kensho.base.ids import Digest
+from kensho.delivery.store import InstalledModel
+from kensho.resilience.circuit import BreakerSettings
+from kensho.resilience.guard import Canary
+from kensho.resilience.scheduler import Scheduler, SchedulerSettings
+from kensho.runtime.compiler import Compiler
+from kensho.runtime.frames import Tier
+from kensho.runtime.graph_cache import GraphCache
+from kensho.runtime.graph_identity import stated_kv_bytes
+from kensho.runtime.header import read_header
+from kensho.runtime.host import EngineHost
+from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.loader import ModelLoader
+from kensho.runtime.machine import read_machine
+from kensho.runtime.text import TextCodec
+from kensho.settings import Settings
+
+MAX_THREADS = 4
+"""Of one engine host, unless the settings say otherwise: decoding is bound by memory, more threads only compete."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A version of a model with its engines up, on one tier."""
+
+    graph: LoadedGraph
+    codec: TextCodec
+    scheduler: Scheduler
+    engines: tuple[EngineHost, ...]
+    sizes: ModelSizes
+
+    def tier_of(self, engine: str) -> Tier:
+        return _tier_of(self.graph, engine)
+
+
+class ModelOpener:
+    """Opens models. Used from one event loop; disk work is done in threads, computing in processes."""
+
+    def __init__(self, settings: Settings, *, clock: Clock, emit: Emit) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._emit = emit
+        self._threads = settings.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        self._loader = _make_loader(settings, self._threads, clock=clock, emit=emit)
+
+    async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
+        """The graph, if it need not be made."""
+        return await self._loader.find(
+            installed.model, installed.version, installed.folder, _digests(installed), tier=tier
+        )
+
+    async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph:
+        """The graph, made if need be. Raises ModelError, CompileFailed, NotEnoughSpace, StorageError."""
+        return await self._loader.load(
+            installed.model,
+            installed.version,
+            installed.folder,
+            _digests(installed),
+            tier=tier,
+            is_background=is_background,
+        )
+
+    def sizes(self, graph: LoadedGraph) -> ModelSizes:
+        """What its engines will need. Blocks for a small read."""
+        context = self._max_context(graph)
+        hosts = 2 if self._settings.standby == "hot" else 1
+        if graph.tier == "raw":
+            return ModelSizes(0, stated_kv_bytes(graph.model_folder) * context, hosts)
+        header = read_header(graph.graph_folder)
+        return ModelSizes(header.size_bytes, header.kv_bytes_per_position * context, hosts)
+
+    async def start(
+        self, installed: InstalledModel, graph: LoadedGraph, sizes: ModelSizes, codec: TextCodec | None
+    ) -> ServedModel:
+        """Engines on this graph, which is theirs from now on, also when it fails. Raises EngineError, ModelError.
+
+        `codec`: the model's, if it is loaded already. A large vocabulary takes as long as the model (0.5 to 1 s for
+        262k), so both load at once.
+        """
+        loading = asyncio.create_task(_codec(installed, codec))
+        try:
+            canary = await _canary(graph, loading)
+            primary, standby = self._engine("primary", graph), self._engine("standby", graph)
+            scheduler = Scheduler(
+                primary,
+                standby,
+                model=installed.model,
+                version=installed.version,
+                tier_of=lambda name: _tier_of(graph, name),
+                canary=canary,
+                settings=self._scheduler_settings(),
+                clock=self._clock,
+                rng=random.random,
+                emit=self._emit,
+            )
+            await scheduler.__aenter__()
+            try:
+                return ServedModel(graph, await loading, scheduler, (primary, standby), sizes)
+            except BaseException:
+                await scheduler.close()
+                raise
+        except BaseException:
+            loading.cancel()
+            self._loader.release(graph)
+            raise
+
+    async def end(self, served: ServedModel) -> None:
+        """End its engines; nothing of them is left. Idempotent for the engines, not for the graph."""
+        await served.scheduler.close()
+        self._loader.release(served.graph)
+
+    def release(self, graph: LoadedGraph) -> None:
+        """A graph that was found or made, and not started."""
+        self._loader.release(graph)
+
+    async def invalidate(self, graph: LoadedGraph, reason: str) -> None:
+        """No engine can use it, whatever its hashes say: it is made anew when it is wanted again (row R7)."""
+        await self._loader.invalidate(graph, reason)
+
+    def close(self) -> None:
+        self._loader.close()
+
+    def _max_context(self, graph: LoadedGraph) -> int:
+        return min(self._settings.max_context, graph.max_positions)
+
+    def _engine(self, name: str, graph: LoadedGraph) -> EngineHost:
+        settings = self._settings
+        return EngineHost(
+            name,
+            replace(graph, tier=_tier_of(graph, name)),
+            clock=self._clock,
+            emit=self._emit,
+            env=settings.child_env,
+            threads=self._threads,
+            max_context=self._max_context(graph),
+            start_s=settings.start_timeout_s,
+            inactivity_s=settings.inactivity_s,
+            allow_faults=settings.allow_faults,
+        )
+
+    def _scheduler_settings(self) -> SchedulerSettings:
+        settings = self._settings
+        circuit = BreakerSettings(
+            open_s=settings.open_s,
+            restart_open_s=settings.restart_open_s,
+            canary_timeout_s=settings.canary_timeout_s,
+            start_timeout_s=settings.start_timeout_s,
+        )
+        return SchedulerSettings(standby=settings.standby, breaker=circuit)
+
+
+def _make_loader(settings: Settings, threads: int, *, clock: Clock, emit: Emit) -> ModelLoader:
+    return ModelLoader(
+        cache=make_cache(settings, emit=emit),
+        compiler=Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=emit),
+        scratch=Path(tempfile.gettempdir()),
+        token=_token,
+        machine=read_machine(),
+        clock=clock,
+        emit=emit,
+        max_context=settings.max_context,
+        threads=threads,
+    )
+
+
+def make_cache(settings: Settings, *, emit: Emit) -> GraphCache:
+    """The store's graph cache."""
+    return GraphCache(settings.store / "graphs", limit_bytes=settings.graph_cache_bytes, token=_token, emit=emit)
+
+
+def _token() -> str:
+    return secrets.token_hex(4)
+
+
+def _tier_of(graph: LoadedGraph, engine: str) -> Tier:
+    """The standby of a packed model is mapped: the same numbers from the same file, without a second copy of it."""
+    return "mapped" if engine == "standby" and graph.tier in {"mixed", "packed"} else graph.tier
+
+
+def _digests(installed: InstalledModel) -> dict[str, Digest]:
+    return {file.path: file.used for file in installed.files if file.used is not None}
+
+
+async def _codec(installed: InstalledModel, codec: TextCodec | None) -> TextCodec:
+    return await asyncio.to_thread(TextCodec.load, installed.folder) if codec is None else codec
+
+
+async def _canary(graph: LoadedGraph, codec: Awaitable[TextCodec]) -> Canary:
+    """The probe of a circuit: the graph's own self-test; the raw graph has none and is asked when it is healthy."""
+    if graph.tier == "raw":
+        return Canary((await codec).prompt_ids("Hello"))
+    vector = read_header(graph.graph_folder).self_test
+    return Canary(vector.prompt_ids, vector.expected_ids)
