@@ -175,7 +175,7 @@ def nginx(folder: Path) -> Iterator[str]:
     (home / "nginx.conf").write_text(
         f"{user} daemon off; worker_processes 1; pid {home}/pid; error_log {home}/error.log;\n"
         f"events {{}}\nhttp {{ {paths} access_log off; sendfile on; keepalive_timeout 60; keepalive_requests 100000;\n"
-        f"default_type application/octet-stream; max_ranges 100000; server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
+        f"max_ranges 100000; server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
     )
     server = subprocess.Popen([program, "-p", home, "-c", home / "nginx.conf"], stderr=subprocess.DEVNULL)
     try:
