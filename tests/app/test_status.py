@@ -11,9 +11,11 @@ from kensho.app.deliveries import Deliveries
 from kensho.app.doctor import examine
 from kensho.app.status import LastCheck, ModelStatus, Updates, make_status
 from kensho.base.events import Event, RepairPostponed
+from kensho.base.ids import digest_of
+from kensho.delivery.manifest import dump_manifest
 from kensho.settings import Settings
 from kensho.testing.client import FIRST, Client, model_files, weights
-from kensho.testing.memory_source import Fault
+from kensho.testing.memory_source import Fault, MemorySource
 from kensho.testing.repository import SimulatedRepository
 
 READY = ModelStatus("voice", "1.0", None, "ready", 100)
@@ -130,6 +132,49 @@ def test_a_model_that_cannot_be_had_is_there_with_since_instead_and_end(
     assert made.fallback_of("extra") == "voice"
     client.pull(world.source(), models=())
     assert made.status().state == "ready"
+
+
+def test_files_that_could_not_be_had_are_named_with_what_stands_in_for_them(
+    client: Client, world: SimulatedRepository
+) -> None:
+    """voice 2.0: extra.bin is optional, main.bin falls back to spare.bin; the source has neither."""
+    base = world.source()
+    more = {"extra_bin": b"extra" * 3000, "main_bin": b"main" * 3000, "spare_bin": b"spare" * 3000}
+    world.publish("voice", "1.9", model_files(FIRST, **more))
+    manifest = world.manifest("voice", "1.9")
+    flags = {"extra.bin": (False, None), "main.bin": (True, "spare.bin")}
+    files = tuple(
+        replace(file, is_required=flags[file.path][0], fallback=flags[file.path][1]) if file.path in flags else file
+        for file in manifest.files
+    )
+    signed = dump_manifest(replace(manifest, version="2.0", release=3, files=files))
+    world.sign("voice", "2.0", 3, signed)
+    source = world.source()
+    [pack] = [path for path in source.files.keys() - base.files.keys() if path.startswith("packs/")]
+    for content in (b"extra" * 3000, b"main" * 3000):
+        _spoil_chunk(client, source, pack, content)
+    began = client.clock.wall_s()
+    assert client.pull(source).models[0].state == "degraded"
+    client.clock.sleep(DAY)
+    made = deliveries(client)
+    [voice] = made.status().models
+    assert (made.status().state, voice.version) == ("degraded", "2.0")
+    assert voice.instead == "nothing for extra.bin; spare.bin instead of main.bin"
+    assert voice.since_s == pytest.approx(began, abs=60)
+    assert "next pull" in voice.ends
+    assert client.pull(source).models[0].state == "degraded"
+    assert made.status().models[0].since_s == voice.since_s, "trying again does not make it younger"
+    assert client.pull(world.source()).models[0].state == "updated"
+    assert made.status().state == "ready"
+    assert client.store.state.shortfalls() == {}
+
+
+def _spoil_chunk(client: Client, source: MemorySource, pack: str, content: bytes) -> None:
+    [plan] = client.updater(source).plan(["voice"])
+    for chunk in (c for file in plan.files if file.digest == digest_of(content) for c in file.chunks):
+        body = bytearray(source.files[pack])
+        body[chunk.pack_offset] ^= 1
+        source.files[pack] = bytes(body)
 
 
 def test_a_shortfall_of_another_version_says_nothing_after_a_rollback(

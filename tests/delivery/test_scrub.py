@@ -1,6 +1,7 @@
 """The scrub finds what no stat shows, within its period, remembers where it was, and vouches only for what it read."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from kensho.delivery.checker import Damage, verify
 from kensho.delivery.disk import RealDisk
 from kensho.delivery.installed import Record
 from kensho.delivery.repair import Repairer
-from kensho.delivery.scrub import Scrubber
+from kensho.delivery.scrub import Scrubber, lower_priority
 from kensho.delivery.store import Store
 from kensho.testing.client import FIRST, Client, model_files
 from kensho.testing.disk import FaultyDisk
@@ -184,6 +185,21 @@ class _BadSector(FaultyDisk):
         if os.fstat(fd).st_ino == self._inode and offset <= 50_000 < offset + len(buffer):
             raise OSError(5, "Input/output error")
         return super().read_into(fd, buffer, offset)
+
+
+def test_the_thread_of_a_scrub_yields_to_all_others_and_no_other_thread_does() -> None:
+    found: list[int] = []
+
+    def run() -> None:
+        lower_priority()
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [19]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_what_another_process_removes_meanwhile_is_not_damage(installed: Client) -> None:

@@ -51,6 +51,8 @@ class Deliveries:
         self._emit = emit
         self._opened: Store | None = None
         self._opening = Lock()
+        self._changing = Lock()
+        """Held by what changes the store: threads of one application wait for each other, processes do not."""
         self._scrubber: Scrubber | None = None
         self._unmended: tuple[Damage, ...] = ()
         self._mend_after_s: Seconds = 0.0
@@ -91,15 +93,17 @@ class Deliveries:
     def pull(self, models: Sequence[str]) -> "PullReport":
         updater = self._updater()
         self._clock.sleep(start_delay(self._settings.pull_jitter_s, random.random))
-        return updater.pull(models)
+        with self._changing:
+            return updater.pull(models)
 
     def verify(self, *, is_full: bool) -> VerifyReport:
         return verify(self.store, is_full=is_full, clock=self._clock, emit=self._emit)
 
     def repair(self) -> "RepairReport":
         """Checks every byte, then mends what is wrong."""
-        damaged = self.verify(is_full=True).damaged
-        return self._repairer().repair(damaged)
+        with self._changing:
+            damaged = self.verify(is_full=True).damaged
+            return self._repairer().repair(damaged)
 
     def ready_model(self, name: str) -> InstalledModel:
         """The current version, every byte of it verified now or vouched for; damaged chunks are mended first.
@@ -107,15 +111,9 @@ class Deliveries:
         Never uses the network unless something is damaged that this disk cannot mend. Raises NotInstalled, and Damaged
         if it could not be mended now: nothing damaged is ever used.
         """
-        damaged = check_model(self.store, name, clock=self._clock, emit=self._emit).damaged
-        if damaged:
-            report = self._repairer().repair(damaged)
-            if report.unrepaired:
-                why = f" ({report.error.message})" if report.error else ""
-                raise Damaged(
-                    f"model {name!r} is damaged and cannot be mended now: {', '.join(report.unrepaired)}{why}",
-                    advice="connect to the source and run `kensho repair`, or go back with `kensho rollback`",
-                )
+        if self._check(name):
+            with self._changing:
+                self._mend_model(name)
         return self.store.model(name)
 
     def fallback_of(self, name: str) -> str | None:
@@ -133,13 +131,16 @@ class Deliveries:
         return fallback if fallback in installed and fallback != name else None
 
     def rollback(self, model: str, version: str | None) -> str:
-        return rollback(self.store, model, version, clock=self._clock, emit=self._emit)
+        with self._changing:
+            return rollback(self.store, model, version, clock=self._clock, emit=self._emit)
 
     def gc(self) -> int:
-        return gc(self.store, clock=self._clock)
+        with self._changing:
+            return gc(self.store, clock=self._clock)
 
     def pin(self, model: str, version: str | None) -> None:
-        pin(self.store, model, version)
+        with self._changing:
+            pin(self.store, model, version)
 
     def status(self) -> Status:
         """What is there and what was recorded. Leaves no trace; hashes only a file that was touched since its check."""
@@ -176,8 +177,8 @@ class Deliveries:
 
     def _mend(self) -> None:
         try:
-            report = self._repairer().repair(self._unmended)
-            error = report.error
+            with self._changing:
+                error = self._repairer().repair(self._unmended).error
         except KenshoError as caught:  # another process has the lock, no space: it may pass
             error = caught
         if error is None:
@@ -194,6 +195,21 @@ class Deliveries:
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.wall_s(), UTC)
+
+    # --- checking before use ---
+
+    def _check(self, name: str) -> tuple[Damage, ...]:
+        return check_model(self.store, name, clock=self._clock, emit=self._emit).damaged
+
+    def _mend_model(self, name: str) -> None:
+        damaged = self._check(name)  # again: the scrub may have mended it while this thread waited for it
+        report = self._repairer().repair(damaged)
+        if report.unrepaired:
+            why = f" ({report.error.message})" if report.error else ""
+            raise Damaged(
+                f"model {name!r} is damaged and cannot be mended now: {', '.join(report.unrepaired)}{why}",
+                advice="connect to the source and run `kensho repair`, or go back with `kensho rollback`",
+            )
 
     # --- sources ---
 

@@ -32,8 +32,8 @@ def describe_updates(store: Store, *, now: Seconds) -> Updates | None:
     refreshed = TrustedFolder(store.trusted, store.disk).refreshed()
     if refreshed is None:
         return None
-    expires_s = refreshed.expires.timestamp()
-    return Updates(refreshed.at.timestamp(), expires_s, is_expired=now >= expires_s)
+    at_s, expires_s = refreshed.at.timestamp(), refreshed.expires.timestamp()
+    return Updates(at_s, expires_s, is_expired=max(now, at_s) >= expires_s)  # a clock set back makes nothing fresh
 
 
 def _describe(
