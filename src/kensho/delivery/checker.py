@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from errno import EIO
+from pathlib import Path
 from stat import S_ISREG
 from typing import Literal
 
@@ -27,6 +28,7 @@ from kensho.delivery.disk import storage_errors
 from kensho.delivery.hashing import hash_spans
 from kensho.delivery.installed import InstalledFile, Record, Release
 from kensho.delivery.inventory import chunks_of
+from kensho.delivery.planted import is_folder
 from kensho.delivery.staging import offsets
 from kensho.delivery.store import Store
 
@@ -194,12 +196,20 @@ def _look(run: _Run, name: str, file: InstalledFile) -> _Finding | None:
     disk, path = run.store.disk, run.store.root / name
     with storage_errors("check a file", run.store.root):
         found = disk.lstat(path)
-        if found is None or not S_ISREG(found.st_mode):
+        if found is None or not S_ISREG(found.st_mode) or not _is_inside(run.store, path):
             return None
         key = (found.st_dev, found.st_ino, file.digest)
         if key not in run.seen:
             run.seen[key] = _Finding(None) if run.is_vouched(file.digest, found) else _hash(run, name, file)
     return run.seen[key]
+
+
+def _is_inside(store: Store, path: Path) -> bool:
+    """No folder of the version on the way to the file is a link that leads elsewhere."""
+    own = (store.root, *(store.root / name for name in ("blobs", "versions")))
+    return all(
+        is_folder(store.disk, folder) for folder in path.parents if folder not in own and own[0] in folder.parents
+    )
 
 
 def _hash(run: _Run, name: str, file: InstalledFile) -> _Finding:

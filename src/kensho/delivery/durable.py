@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kensho.base.errors import TrustError
 from kensho.delivery.disk import Disk
+from kensho.delivery.planted import remove_tree
 
 
 def write_document(disk: Disk, path: Path, data: bytes) -> None:
@@ -17,7 +18,7 @@ def write_document(disk: Disk, path: Path, data: bytes) -> None:
     One writer at a time per name: the caller holds the folder's lock. Two fsyncs, some ms on a real disk.
     """
     partial = path.with_name(f".{path.name}.partial")
-    disk.unlink(partial)  # a killed writer's leftover may be read-only
+    remove_tree(disk, partial)  # a killed writer's leftover may be read-only
     fd = disk.open_write(partial)
     try:
         disk.write(fd, data, 0)

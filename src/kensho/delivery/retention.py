@@ -17,6 +17,7 @@ from kensho.delivery.checker import check_version
 from kensho.delivery.disk import storage_errors
 from kensho.delivery.installed import Record, Release
 from kensho.delivery.leases import Lease, claim_version
+from kensho.delivery.planted import is_folder
 from kensho.delivery.store import Store
 
 STAGING_MAX_AGE_S: Seconds = 7 * 86400.0
@@ -147,7 +148,11 @@ def _remove_unlisted(store: Store, listed: set[tuple[str, str]]) -> int:
     """Version folders without a row: left by a run that was killed before its commit, or in the middle of a gc."""
     freed, root = 0, store.root / "versions"
     with storage_errors("list versions", root):
-        folders = [(m, v) for m in store.disk.list_folder(root) for v in store.disk.list_folder(root / m)]
+        models = store.disk.list_folder(root)
+        planted = [model for model in models if not is_folder(store.disk, root / model)]
+        folders = [(m, v) for m in models if m not in planted for v in store.disk.list_folder(root / m)]
+    for model in planted:
+        freed += store.versions.remove(root / model)
     for model, version in folders:
         if (model, version) not in listed:
             freed += store.versions.remove(root / model / version)

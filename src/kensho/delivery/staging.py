@@ -21,6 +21,7 @@ from kensho.delivery.hashing import FollowingHash, hash_spans
 from kensho.delivery.installed import Record
 from kensho.delivery.parallel import Meanwhile
 from kensho.delivery.plan import Place, Slot, WantedFile
+from kensho.delivery.planted import make_way_for_file, remove_tree
 
 SYNC_BYTES = 64 << 20
 """Of one file, written and not yet synced. Whoever wrote the last of them syncs, while the others go on: so the disk
@@ -44,6 +45,8 @@ class Staging:
         are in it already."""
         path = self.path(file.digest)
         with storage_errors("make a partial file", self._folder):
+            if not self._is_ours(path):
+                remove_tree(self._disk, path)
             found = self._disk.lstat(path)
             if found and not found.st_mode & stat.S_IWUSR:
                 self._disk.set_writable(path)  # killed inside `finish`, and the disk lost a chunk since
@@ -59,7 +62,7 @@ class Staging:
     def verified(self, file: WantedFile) -> frozenset[int]:
         """Indices of the chunks whose bytes are right. Hashes what is not a hole, on two threads."""
         with storage_errors("read a partial file", self._folder):
-            if self._disk.lstat(self.path(file.digest)) is None:
+            if not self._is_ours(self.path(file.digest)):
                 return frozenset()
             fd = self._disk.open_read(self.path(file.digest))
             try:
@@ -124,8 +127,14 @@ class Staging:
                 record = Record.of(file.digest, self._disk.fstat(fd), now)
             finally:
                 self._disk.close(fd)
+            make_way_for_file(self._disk, target)
             self._disk.rename(path, target)
         return record
+
+    def _is_ours(self, path: Path) -> bool:
+        """A regular file with no other name: it is written in place, and nobody else's bytes may be."""
+        found = self._disk.lstat(path)
+        return found is not None and stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
     def path(self, digest: Digest) -> Path:
         return self._folder / f"{digest}.part"

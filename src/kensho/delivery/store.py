@@ -27,6 +27,7 @@ from kensho.delivery.disk import Disk, storage_errors
 from kensho.delivery.durable import make_folders, read_document, write_document
 from kensho.delivery.installed import InstalledFile, ModelRow, Release
 from kensho.delivery.migrations import FORMAT, migrate, read_format
+from kensho.delivery.planted import is_regular, make_way_for_file
 from kensho.delivery.staging import Staging
 from kensho.delivery.state import State
 from kensho.delivery.versions import Versions
@@ -167,7 +168,8 @@ class Store:
     def document(self, digest: Digest, *, max_bytes: int) -> bytes:
         """A manifest or chunk list of an installed release. Damaged if it is not what was accepted."""
         with storage_errors("read a document", self.root / "blobs"):
-            data = read_document(self.disk, self.blob_path(digest), max_bytes=max_bytes)
+            path = self.blob_path(digest)
+            data = read_document(self.disk, path, max_bytes=max_bytes) if is_regular(self.disk, path) else None
         if data is None or digest_of(data) != digest:
             raise Damaged(
                 f"document {digest[:12]} of the store is damaged", advice="run `kensho repair`", digest=digest
@@ -180,6 +182,7 @@ class Store:
         """Keep a manifest or chunk list under its digest."""
         digest = digest_of(data)
         with storage_errors("write a document", self.root / "blobs"):
+            make_way_for_file(self.disk, self.blob_path(digest))
             if read_document(self.disk, self.blob_path(digest), max_bytes=1 << 40) != data:
                 write_document(self.disk, self.blob_path(digest), data)
         return digest
