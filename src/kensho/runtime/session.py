@@ -9,8 +9,10 @@ The KV cache lies in buffers of our own that the graph reads as past and writes 
 and forgetting is setting `position`.
 """
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -161,18 +163,27 @@ class Session:
 
     def _bind(self, binding: onnxruntime.IOBinding) -> list[onnxruntime.OrtValue]:
         facts = self.facts
-        shape = (1, facts.kv_heads, self.max_context, facts.head_dim)
+        caches = _empty_caches((2 * facts.layers, 1, facts.kv_heads, self.max_context, facts.head_dim))
         kept = [_value(self._last_position), _value(self._total_length), _value(self._logits)]
         binding.bind_ortvalue_input("last_position", kept[0])
         binding.bind_ortvalue_input("total_length", kept[1])
         binding.bind_ortvalue_output("logits", kept[2])
         for layer in range(facts.layers):
-            for part in ("key", "value"):
-                cache = _value(np.zeros(shape, np.float32))
+            for half, part in enumerate(("key", "value")):
+                cache = _value(caches[2 * layer + half])
                 binding.bind_ortvalue_input(f"past.{layer}.{part}", cache)
                 binding.bind_ortvalue_output(f"present.{layer}.{part}", cache)
                 kept.append(cache)
         return kept
+
+
+def _empty_caches(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Zeros in an anonymous map, which takes memory only where it is written.
+
+    `np.zeros` does so only in a fresh process: once blocks of this size were freed, malloc keeps them on its heap and
+    clears them by hand. Measured for 270M and 2048 tokens: 30 ms and 75 MB for every load but the first.
+    """
+    return np.frombuffer(mmap.mmap(-1, 4 * prod(shape)), np.float32).reshape(shape)
 
 
 def _graph_bytes(header: GraphHeader, tier: Tier) -> int | None:
