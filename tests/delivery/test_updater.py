@@ -28,6 +28,7 @@ from kensho.base.events import (
 )
 from kensho.base.ids import digest_of
 from kensho.delivery.acceptance import SignedReleases
+from kensho.delivery.checker import verify
 from kensho.delivery.layout import pack_path
 from kensho.delivery.manifest import dump_manifest
 from kensho.delivery.releases import ReleaseRef
@@ -548,7 +549,11 @@ def test_where_links_are_refused_a_pull_copies_and_asks_for_the_space(ram: Path,
     assert sizes[0] > sizes[1] + 120_000
     client.pull(world.source())
     assert client.content() == model_files(FIRST)
+    before = [path.stat() for path in sorted(client.store.model("voice").folder.iterdir())]
     assert client.pull(world.source()).models[0].state == "current"
+    after = [path.stat() for path in sorted(client.store.model("voice").folder.iterdir())]
+    assert after == before, "a copy that is right is not copied again"
+    assert not verify(client.store, is_full=False, clock=client.clock, emit=client.events.append).bytes_hashed
 
 
 def test_a_pull_waits_for_nobody(client: Client, world: SimulatedRepository) -> None:

@@ -16,7 +16,7 @@ from kensho.base.events import ChunkRepaired, Emit
 from kensho.base.ids import Digest, digest_of
 from kensho.delivery.checker import Damage, check_version
 from kensho.delivery.chunk_list import MAX_LIST_BYTES
-from kensho.delivery.installed import Record, Release
+from kensho.delivery.installed import Release
 from kensho.delivery.inventory import chunks_of
 from kensho.delivery.layout import chunk_list_target, manifest_target, target_path
 from kensho.delivery.plan import WantedFile
@@ -157,9 +157,8 @@ class Repairer:
             if file.used and file.used not in brought.failed and (file.path in want or not is_there)
         }
         now = self._clock.wall_s()
-        records: list[Record] = self._store.versions.publish(
-            release.model, release.version, names, brought.records, now=now
-        )
+        vouching = [*self._store.state.records().values(), *brought.records]  # the later ones count
+        records = self._store.versions.publish(release.model, release.version, names, vouching, now=now)
         self._store.state.put_records(records)
         fixed = {file.digest: f"{release.model} {release.version}" for file in brought.plan.files}
         self._store.state.note(

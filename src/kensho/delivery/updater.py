@@ -286,7 +286,8 @@ class Updater:
         acceptance.keep(accepted)
         names = {file.path: file.used for file in release.files if file.used}
         now = self._clock.wall_s()
-        vouched = self._store.versions.publish(release.model, release.version, names, records, now=now)
+        vouching = [*self._store.state.records().values(), *records]  # the later ones count
+        vouched = self._store.versions.publish(release.model, release.version, names, vouching, now=now)
         row = next((row for row in self._store.state.models() if row.model == release.model), None)
         known = [r for r in self._store.state.releases(release.model) if r.version == release.version]
         # Every byte of this version was hashed now or is vouched for: that is a check of grade "load".
