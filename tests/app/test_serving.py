@@ -14,7 +14,7 @@ import pytest
 
 from kensho.app import GenerateOptions, Kensho
 from kensho.base.clock import SystemClock
-from kensho.base.errors import UsageError
+from kensho.base.errors import NotEnoughMemory, UsageError
 from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, TierChanged
 from kensho.cli.main import main
 from kensho.delivery.keys import keygen
@@ -162,6 +162,29 @@ def test_every_tier_answers_word_for_word(world: World, tier: str) -> None:
             return await world.ask(app)
 
     assert asyncio.run(ask()) == QUESTION.answer
+
+
+def test_the_standby_of_a_packed_model_is_mapped_and_says_the_same(world: World) -> None:
+    async def ask() -> list[tuple[str, str]]:
+        async with world.open(tier="packed") as app:
+            answers = []
+            for engine in ("primary", "standby"):
+                answer = app.generate("demo", QUESTION.question, GenerateOptions(engine=engine))  # type: ignore[arg-type]
+                text = "".join([token.text async for token in answer])
+                answers.append((answer.record.tier, text))
+            return answers
+
+    assert asyncio.run(ask()) == [("packed", QUESTION.answer), ("mapped", QUESTION.answer)]
+
+
+def test_a_model_that_the_memory_bound_refuses_is_said_with_numbers(world: World) -> None:
+    async def ask() -> None:
+        async with world.open(model_memory_bytes=10_000_000) as app:
+            with pytest.raises(NotEnoughMemory, match=r"need .* MB, 0 bytes may be taken"):
+                await world.ask(app)
+
+    asyncio.run(ask())
+    assert world.heard(GraphLoaded) == 0
 
 
 def test_a_cached_graph_that_no_engine_can_start_with_is_made_anew(world: World) -> None:

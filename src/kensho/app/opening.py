@@ -77,8 +77,11 @@ class ModelOpener:
             is_background=is_background,
         )
 
-    def sizes(self, graph: LoadedGraph) -> ModelSizes:
-        """What its engines will need. Blocks for a small read."""
+    async def sizes(self, graph: LoadedGraph) -> ModelSizes:
+        """What its engines will need."""
+        return await asyncio.to_thread(self._sizes, graph)
+
+    def _sizes(self, graph: LoadedGraph) -> ModelSizes:
         context = self._max_context(graph)
         hosts = 2 if self._settings.standby == "hot" else 1
         if graph.tier == "raw":

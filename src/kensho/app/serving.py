@@ -43,7 +43,7 @@ class Opener(Protocol):
 
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None: ...
     async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph: ...
-    def sizes(self, graph: LoadedGraph) -> ModelSizes: ...
+    async def sizes(self, graph: LoadedGraph) -> ModelSizes: ...
     async def start(
         self, installed: InstalledModel, graph: LoadedGraph, sizes: ModelSizes, codec: TextCodec | None
     ) -> ServedModel: ...
@@ -216,11 +216,17 @@ class Serving:
             return await self._opener.make(installed, "raw")
 
     async def _start(
-        self, installed: InstalledModel, graph: LoadedGraph, codec: TextCodec | None = None
+        self,
+        installed: InstalledModel,
+        graph: LoadedGraph,
+        codec: TextCodec | None = None,
+        *,
+        is_giving_back: bool = False,
     ) -> ServedModel:
         try:
-            sizes = await asyncio.to_thread(self._opener.sizes, graph)
-            await self._make_room(installed, graph.tier, sizes)
+            sizes = await self._opener.sizes(graph)
+            if not is_giving_back:
+                await self._make_room(installed, graph.tier, sizes)
         except BaseException:
             self._opener.release(graph)
             raise
@@ -243,20 +249,28 @@ class Serving:
                 check_room(installed.model, tier, sizes, self._free_bytes())
             except NotEnoughMemory:
                 idle = [use.key for use in self._uses() if not use.is_kept]
-                if not idle:
+                if idle:
+                    await self._end_place(self._places.pop(idle[0]))
+                elif self._tasks:
+                    await asyncio.wait(self._tasks)  # what is ending just now has not given back its memory yet
+                else:
                     raise
-                await self._end_place(self._places.pop(idle[0]))
             else:
                 return
 
     def _uses(self) -> list[ModelUse[Key]]:
         return [
-            ModelUse(key, self._idle_s(place), place.is_pinned or self._idle_s(place) == 0 or place.is_changing)
+            ModelUse(
+                key,
+                self._idle_s(place),
+                is_kept=place.is_pinned or place.loaded.users > 0 or place.is_changing,
+                can_shrink=self._settings.tier == "auto" and place.loaded.served.graph.tier == "packed",
+            )
             for key, place in self._places.items()
         ]
 
     def _idle_s(self, place: _Place) -> Seconds:
-        return 0.0 if place.loaded.users else max(1e-9, self._clock.monotonic_s() - place.used_at_s)
+        return 0.0 if place.loaded.users else self._clock.monotonic_s() - place.used_at_s
 
     def _close_some(self) -> None:
         for key in models_to_close(self._uses(), self._free_bytes()):
@@ -286,7 +300,8 @@ class Serving:
     def _adjust(self, place: _Place) -> None:
         """Begin to change the model's tier, if it should have another one."""
         now_s = self._clock.monotonic_s()
-        if self._settings.tier != "auto" or place.is_changing or now_s < place.retry_at_s:
+        is_settled = self._settings.tier != "auto" or self._is_finishing
+        if is_settled or place.is_changing or now_s < place.retry_at_s:
             return
         served = place.loaded.served
         while place.tokens and place.tokens[0][0] < now_s - WINDOW_S:
@@ -310,7 +325,9 @@ class Serving:
             if self._is_finishing:
                 self._opener.release(graph)
                 return
-            served = await self._start(installed, graph, before.served.codec)
+            # Giving back is for when there is no room: the reserve pays for the moment in which both are up.
+            is_giving_back = before.served.graph.tier in {"mixed", "packed"}
+            served = await self._start(installed, graph, before.served.codec, is_giving_back=is_giving_back)
         except KenshoError as error:
             place.retry_at_s = self._clock.monotonic_s() + RETRY_S
             tier = before.served.graph.tier

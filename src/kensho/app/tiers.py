@@ -74,6 +74,8 @@ class ModelUse(Generic[K]):
     idle_s: Seconds
     is_kept: bool
     """In use, or pinned."""
+    can_shrink: bool = False
+    """It has a packed copy to give back, which comes first."""
 
 
 def choose_tier(choice: TierChoice, facts: TierFacts) -> Tier:
@@ -94,12 +96,13 @@ def choose_tier(choice: TierChoice, facts: TierFacts) -> Tier:
 def models_to_close(models: Sequence[ModelUse[K]], free_bytes: int) -> list[K]:
     """Which to close, given in order of use, the longest unused first: surplus, idle for long, and one under pressure.
 
-    Under pressure one at a time: what it gives back is seen at the next look.
+    Under pressure one at a time, once no packed copy is left to give back: what is freed is seen at the next look.
     """
     loose = [model for model in models if not model.is_kept]
     surplus = max(0, len(models) - KEPT_MODELS)
     chosen = [model.key for index, model in enumerate(loose) if index < surplus or model.idle_s >= IDLE_CLOSE_S]
-    if not chosen and free_bytes < RESERVE_BYTES and loose:
+    can_shrink = any(model.can_shrink for model in models)
+    if not chosen and free_bytes < RESERVE_BYTES and loose and not can_shrink:
         chosen = [loose[0].key]
     return chosen
 
