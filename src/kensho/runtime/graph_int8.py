@@ -19,8 +19,8 @@ from kensho.runtime.quantize import Scales
 from kensho.runtime.weights_layout import Layout
 
 Constant = NDArray[np.float32] | NDArray[np.int32]
-_SMALLEST = 1e-30
-"""Stands in for the largest value of a row of zeros, whose quotient would be NaN."""
+_ZEROS = "zeros.tokens"
+"""The zero point of the activations, once for each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +68,24 @@ class Int8Lowering:
         wide = graph.node("Cast", [rows], f"{op.out}.float", to=FLOAT)
         scales = self._constant(graph, f"{op.table}.scales")
         by_row = graph.node("Gather", [scales, INPUT_IDS], f"{op.out}.scales", axis=0)
-        factor = graph.constant("embedding_scale", np.array(scale * self._form.levels, np.float32))
+        factor = graph.constant("embedding_scale", np.array(scale, np.float32))
         scaled = graph.node("Mul", [by_row, factor], f"{op.out}.factors")
         last_axis = graph.constant("axis.last", np.array([-1], np.int64))
         graph.node("Mul", [wide, graph.node("Unsqueeze", [scaled, last_axis], f"{op.out}.by_row")], op.out)
+        tokens = graph.node("Shape", [INPUT_IDS], "tokens", start=1)
+        graph.node("Expand", [self._zero(graph), tokens], _ZEROS)
 
     def linear(self, graph: GraphWriter, op: Linear) -> None:
         if len(op.outs) == 1:
-            self._multiply(graph, op.x, op.weights[0], op.outs[0])
+            self._multiply(graph, op.x, op.weights[0], op.outs[0], zeros=_ZEROS)
             return
         parts = self._layout.matrices[op.weights[0]].parts
         name = f"parts.{'.'.join(map(str, parts))}"
-        joined = self._multiply(graph, op.x, op.weights[0], f"{op.outs[0]}.joined")
+        joined = self._multiply(graph, op.x, op.weights[0], f"{op.outs[0]}.joined", zeros=_ZEROS)
         graph.node("Split", [joined, graph.constant(name, np.array(parts, np.int64))], op.outs, axis=-1)
 
     def head(self, graph: GraphWriter, x: str, op: Head) -> None:
-        self._multiply(graph, x, op.table, op.out)
+        self._multiply(graph, x, op.table, op.out, zeros=self._zero(graph))
 
     def head_as_input(self, table: str) -> bytes:
         """What makes this graph one for the mixed tier, appended to it: the head's matrix is read in place."""
@@ -96,25 +98,27 @@ class Int8Lowering:
     def rope(self, graph: GraphWriter, name: str) -> str:
         return self._constant(graph, name)
 
-    def _multiply(self, graph: GraphWriter, x: str, weight: str, out: str) -> str:
-        """out = x @ W: the largest value of each row becomes 1, then integers, then back."""
+    def _multiply(self, graph: GraphWriter, x: str, weight: str, out: str, *, zeros: str) -> str:
+        """out = x @ W: x in steps of its row's largest value / levels, integers, then back by row and by column.
+
+        A row of zeros has steps of 0: whatever integers that gives, they become 0 again.
+        """
         form = self._form
-        smallest = graph.constant("smallest", np.array(_SMALLEST, np.float32))
-        step = graph.constant(f"step.{form.name}", np.array(1 / form.levels, np.float32))
-        zero = graph.constant(f"zero.{form.name}", np.array(form.zero, form.dtype))
-        last_axis = graph.constant("axis.last", np.array([-1], np.int64))
+        per_level = graph.constant(f"per_level.{form.name}", np.array(1 / form.levels, np.float32))
         absolute = graph.node("Abs", [x], f"{out}.abs")
-        largest = graph.node("ReduceMax", [absolute, last_axis], f"{out}.largest", keepdims=1)
-        safe = graph.node("Max", [largest, smallest], f"{out}.safe")
-        unit = graph.node("Div", [x, safe], f"{out}.unit")
-        quantized = graph.node("QuantizeLinear", [unit, step, zero], f"{out}.quantized")
+        axes = graph.constant("axes.all_but_rows", np.array([0, 2], np.int64))
+        largest = graph.node("ReduceMax", [absolute, axes], f"{out}.largest", keepdims=0)
+        steps = graph.node("Mul", [largest, per_level], f"{out}.steps")
+        quantized = graph.node("QuantizeLinear", [x, steps, zeros], f"{out}.quantized", axis=1)
         product = graph.node("MatMulInteger", [quantized, self._matrix(graph, weight)], f"{out}.product")
         centered = product
         if form.zero:
             centered = graph.node("Sub", [product, self._constant(graph, f"{weight}.sums")], f"{out}.centered")
-        scales = self._constant(graph, f"{weight}.scales")
-        by_column = graph.node("DequantizeLinear", [centered, scales], f"{out}.by_column", axis=2)
-        return graph.node("Mul", [by_column, safe], out)
+        by_row = graph.node("DequantizeLinear", [centered, steps], f"{out}.by_row", axis=1)
+        return graph.node("Mul", [by_row, self._constant(graph, f"{weight}.scales")], out)
+
+    def _zero(self, graph: GraphWriter) -> str:
+        return graph.constant(f"zero.{self._form.name}", np.array([self._form.zero], self._form.dtype))
 
     def _matrix(self, graph: GraphWriter, name: str) -> str:
         matrix, place = self._layout.matrices[name], self._layout.places[name]
@@ -139,9 +143,9 @@ class Int8Lowering:
 
 
 def make_constants(scales: Mapping[str, Scales], form: Form) -> dict[str, Constant]:
-    """For each matrix: `.scales` with the activations' step folded in, `.sums` with their zero point."""
+    """For each matrix: `.scales`, and `.sums` times the activations' zero point."""
     constants: dict[str, Constant] = {}
     for name, own in scales.items():
-        constants[f"{name}.scales"] = own.scales / np.float32(form.levels)
+        constants[f"{name}.scales"] = own.scales
         constants[f"{name}.sums"] = own.sums * np.int32(form.zero)
     return constants

@@ -15,6 +15,8 @@ from kensho.runtime.tensor_reader import TensorReader, not_finite
 
 _BLOCK_ELEMENTS = 256 * 1024
 LIMIT = 127
+_SMALLEST = np.float32(LIMIT * np.finfo(np.float32).smallest_normal)
+"""1.5e-36. Below it a scale has too few digits left to divide by: the quotient could leave the range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,12 @@ def quantize_rows(
 def quantize_block(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """(scales, int8 rows) of float32 rows; overwrites `weights`. A row of zeros gets scale 1.
 
-    The scale of a row that holds NaN or infinity is not finite.
+    So does a row that is smaller than anything a scale could be made of. The scale of a row that holds NaN or infinity
+    is not finite.
     """
     largest = np.maximum(weights.max(axis=1), -weights.min(axis=1))
-    scales = np.where(largest == 0, np.float32(1), largest / np.float32(LIMIT)).astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity: the caller refuses by the scale
+    scales = np.where(largest < _SMALLEST, np.float32(1), largest / np.float32(LIMIT)).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # NaN and infinity: the caller refuses by the scale
         np.divide(weights, scales[:, None], out=weights)
         np.rint(weights, out=weights)
-        # A denormal scale can round so far that the quotient leaves the range.
-        np.clip(weights, -LIMIT, LIMIT, out=weights)
         return scales, weights.astype(np.int8)
