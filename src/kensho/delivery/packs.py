@@ -11,6 +11,7 @@ larger window and no dictionary, and have nothing after it (decompression bombs,
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,7 +47,9 @@ def encode_chunk(data: bytes) -> tuple[Encoding, bytes]:
     return best
 
 
-def decode_chunk(encoded: bytes | memoryview, chunk: Chunk, *, scratch: bytearray | None = None) -> bytes | memoryview:
+def decode_chunk(
+    encoded: bytes | memoryview, chunk: Chunk, *, scratch: bytearray | mmap | None = None
+) -> bytes | memoryview:
     """The chunk's bytes. DigestMismatch if they are not the signed ones, whatever the reason: ask another source.
 
     They may lie in `encoded` or in `scratch` (of at least the signed size), which a caller with many chunks uses again:
@@ -155,7 +158,7 @@ def _decompress(encoded: bytes | memoryview, chunk: Chunk) -> bytes:
         raise _mismatch(chunk, f"not a zstd frame ({error})") from error
 
 
-def _join_planes(planes: bytes | memoryview, words: bytearray) -> memoryview:
+def _join_planes(planes: bytes | memoryview, words: bytearray | mmap) -> memoryview:
     size, view = len(planes), memoryview(planes)
     words[0:size:2] = view[: size // 2]
     words[1:size:2] = view[size // 2 :]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from threading import Lock, local
 from typing import Protocol
 
@@ -189,7 +190,7 @@ class Transfer:
             found = self._of_thread.memory = _Memory()
         return found
 
-    def _accept(self, item: Item, encoded: memoryview, scratch: bytearray) -> bool:
+    def _accept(self, item: Item, encoded: memoryview, scratch: mmap) -> bool:
         from kensho.delivery.packs import decode_chunk
 
         try:
@@ -229,11 +230,11 @@ class Transfer:
 
 class _Memory:
     """What one thread uses for all its ranges: memory that is new for each chunk costs more (the kernel zeroes it, page
-    by page) than the network or the decoding."""
+    by page) than the network or the decoding. Mapped, so that the last page goes back when the thread has ended."""
 
     def __init__(self) -> None:
-        self.encoded = bytearray(MAX_RANGE_BYTES)
-        self.decoded = bytearray(MAX_CHUNK_BYTES)
+        self.encoded = mmap(-1, MAX_RANGE_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        self.decoded = mmap(-1, MAX_CHUNK_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS)
 
 
 def _end(item: Item) -> int:
