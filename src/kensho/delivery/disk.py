@@ -22,6 +22,9 @@ from kensho.base.errors import NotEnoughSpace, StorageError
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES})
 """What file systems answer when they cannot (or will not) make a hard link: FAT, some network and FUSE mounts."""
+MAX_WRITE_BYTES = 1 << 20
+"""Of one system call. Measured on ext4 (Linux 6.18): writes of 2 to 4 MiB sometimes take ten times as long, because the
+page cache then looks for large pages; writes of 1 MiB never did, and cost nothing more."""
 
 
 class Disk(Protocol):
@@ -138,7 +141,7 @@ class RealDisk:
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
-            count = os.pwrite(fd, view, offset)
+            count = os.pwrite(fd, view[:MAX_WRITE_BYTES], offset)
             view, offset = view[count:], offset + count
 
     def truncate(self, fd: int, size_bytes: int) -> None:
