@@ -33,7 +33,8 @@ damages = st.lists(
 
 def _spoil(root: Path, outside: Path, damage: Damage) -> None:
     folder, number, what, at = damage
-    entries = sorted((root / folder).iterdir()) if (root / folder).is_dir() else []
+    is_own = (root / folder).resolve() == root.resolve() / folder  # not through a link that was planted before
+    entries = sorted((root / folder).iterdir()) if is_own and (root / folder).is_dir() else []
     if not entries:
         return
     path = entries[number % len(entries)]
@@ -131,7 +132,7 @@ ANY = {
 @example(damage=[("versions", 0, "link", 1)], order="repair")
 @example(damage=[("versions/voice", 0, "link", 1)], order="repair")
 @example(damage=[("blobs", 0, "folder", 0), ("versions/voice/1.0", 1, "fifo", 0)], order="pull")
-@settings(max_examples=8, **ANY)
+@settings(max_examples=3, **ANY)
 @given(damage=damages, order=st.sampled_from(["repair", "pull"]))
 def test_a_damaged_store_is_brought_back_to_the_published_bytes(
     ram: Path, world: SimulatedRepository, grown: SimulatedRepository, damage: list[Damage], order: str
@@ -140,7 +141,7 @@ def test_a_damaged_store_is_brought_back_to_the_published_bytes(
 
 
 @pytest.mark.real
-@settings(max_examples=250, **ANY)
+@settings(max_examples=80, **ANY)
 @given(damage=damages, order=st.sampled_from(["repair", "pull"]))
 def test_so_is_every_other_damaged_store(
     ram: Path, world: SimulatedRepository, grown: SimulatedRepository, damage: list[Damage], order: str
