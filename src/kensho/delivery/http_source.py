@@ -22,7 +22,8 @@ from urllib3.exceptions import HTTPError
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import ConfigError, NotFoundAtSource, TransportError
 
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 512 << 10
+"""Measured on loopback: 256 KiB cost 15 % more CPU, 1 MiB saves nothing more."""
 MAX_REDIRECTS = 5
 MAX_SKIP_BYTES = 32 << 20
 """What is read and thrown away to reach a range, when a server ignores Range. A guess: 16 s of 16 Mbit/s."""
