@@ -16,9 +16,10 @@ from kensho.base.ids import Digest, digest_of
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.compiler import Compiler
 from kensho.runtime.graph_cache import GraphCache
+from kensho.runtime.graph_maker import GraphCompiler
 from kensho.runtime.header import GraphHeader
 from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.loader import GraphCompiler, LoaderStats, ModelLoader
+from kensho.runtime.loader import LoaderStats, ModelLoader
 from kensho.runtime.machine import Machine, read_machine
 from kensho.testing.clock import VirtualClock
 

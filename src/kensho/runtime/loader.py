@@ -8,41 +8,30 @@
 
 Rules: (1) the key is made of the verified manifest's digests, so nothing is hashed twice and a model that changed has
 another key; (2) a graph that was handed out stays, pinned, until it is released, and the three that were released last
-stay too; (3) one compile a key, in this process and in all; (4) what the graph cache's disk refuses is said once and
-worked around in a private folder; (5) a failed compile is tried once more; (6) cancelling leaves no process.
+stay too. How a graph is found on disk or made is `graph_maker`'s.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import CompileFailed, Damaged, StorageError
-from kensho.base.events import CompileFinished, CompileRetried, Emit, GraphCacheUnavailable
+from kensho.base.events import Emit
 from kensho.base.ids import Digest, GraphKey
 from kensho.base.lru import Lru
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.frames import Tier
-from kensho.runtime.graph_cache import GraphCache, Hit
+from kensho.runtime.graph_cache import GraphCache
 from kensho.runtime.graph_identity import RAW_RECIPE, key_fields, stated_context
-from kensho.runtime.header import DEFAULT_MAX_POSITIONS, KeyFields, graph_key, read_header, verify_graph
+from kensho.runtime.graph_maker import GraphCompiler, GraphMaker, MadeGraph
+from kensho.runtime.header import DEFAULT_MAX_POSITIONS, KeyFields, graph_key
 from kensho.runtime.loaded_graph import LoadedGraph, Origin
 from kensho.runtime.machine import Machine
-from kensho.runtime.pins import FileLock
-from kensho.runtime.temp_folder import TempFolder, Token, sweep
+from kensho.runtime.temp_folder import Token
 
 KEPT_GRAPHS = 3
 """The prototype's memory cache: LRU of 3."""
-_ATTEMPTS = 2
-_LOCK_POLL_S: Seconds = 0.05
-
-
-class GraphCompiler(Protocol):
-    """What is needed of `compiler.Compiler`."""
-
-    async def compile(self, job: CompileJob) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +46,9 @@ class LoaderStats:
 
 @dataclass(slots=True)
 class _Held:
-    """A graph whose files stay until `close`. `users`: handed out and not yet released."""
+    """A graph that stays. `users`: handed out and not yet released."""
 
-    folder: Path
-    close: Callable[[], None]
+    made: MadeGraph
     users: int = 0
 
 
@@ -95,19 +83,14 @@ class ModelLoader:
         threads: int,
     ) -> None:
         """`scratch`: where to work when the cache's disk refuses; `max_context`: the longest that will be served."""
-        self._cache = cache
-        self._compiler = compiler
-        self._scratch = scratch
-        self._token = token
+        self._maker = GraphMaker(cache=cache, compiler=compiler, scratch=scratch, token=token, clock=clock, emit=emit)
         self._machine = machine
         self._clock = clock
-        self._emit = emit
         self._max_positions = max(max_context, DEFAULT_MAX_POSITIONS)
         self._threads = threads
         self._in_use: dict[GraphKey, _Held] = {}
         self._idle: Lru[GraphKey, _Held] = Lru(KEPT_GRAPHS)
         self._lanes: dict[GraphKey, asyncio.Lock] = {}
-        self._has_said_unavailable = False
         self._stats = LoaderStats()
 
     @property
@@ -126,9 +109,9 @@ class ModelLoader:
             source: Origin = "memory"
             held = self._held(asked.key)
             if held is None and tier != "raw":
-                found = await asyncio.to_thread(self._cache.lookup, asked.key)
-                if isinstance(found, Hit):
-                    held, source = _Held(found.folder, found.pin.close), "disk"
+                made = await self._maker.find(asked.key)
+                if made:
+                    held, source = _Held(made), "disk"
             return None if held is None else self._hand_out(asked, held, source)
 
     async def load(
@@ -162,7 +145,11 @@ class ModelLoader:
             source: Origin = "memory"
             held = self._held(asked.key)
             if held is None:
-                held, source = await (self._build_raw(job) if tier == "raw" else self._find(asked.key, job))
+                if tier == "raw":
+                    made, source = await self._maker.build_raw(job), "raw"
+                else:
+                    made, source = await self._maker.find_or_make(asked.key, job)
+                held = _Held(made)
             return self._hand_out(asked, held, source)
 
     def release(self, graph: LoadedGraph) -> None:
@@ -174,29 +161,24 @@ class ModelLoader:
         if held.users == 0:
             del self._in_use[graph.key]
             for _, evicted in self._idle.put(graph.key, held):
-                evicted.close()
+                evicted.made.close()
 
     async def invalidate(self, graph: LoadedGraph, reason: str) -> None:
         """The graph proved bad in use, whatever its hashes say: forget it, so that the next load compiles it again."""
         held = self._in_use.pop(graph.key, None) or self._idle.pop(graph.key)
         if held:
-            held.close()
+            held.made.close()
         if graph.tier != "raw":
-            try:
-                lock = await self._lock(graph.key)
-                await asyncio.to_thread(self._cache.drop, graph.key, reason)
-                lock.close()
-            except StorageError as error:
-                self._say_unavailable(error)
+            await self._maker.drop(graph.key, reason)
 
     def close(self) -> None:
         """Forget everything: pins are given back, private folders removed. Idempotent."""
         for key in list(self._in_use):
-            self._in_use.pop(key).close()
+            self._in_use.pop(key).made.close()
         for key in self._idle:
             held = self._idle.pop(key)
             if held:
-                held.close()
+                held.made.close()
 
     async def _ask(self, model: str, version: str, folder: Path, digests: Mapping[str, Digest], tier: Tier) -> _Asked:
         began_s = self._clock.monotonic_s()
@@ -221,135 +203,10 @@ class ModelLoader:
             asked.model,
             asked.version,
             asked.key,
-            held.folder,
+            held.made.folder,
             asked.folder,
             asked.tier,
             asked.limit,
             source,
             seconds,
-        )
-
-    async def _find(self, key: GraphKey, job: CompileJob) -> tuple[_Held, Origin]:
-        found = await asyncio.to_thread(self._cache.lookup, key)
-        if isinstance(found, Hit):
-            return _Held(found.folder, found.pin.close), "disk"
-        try:
-            lock = await self._lock(key)
-        except StorageError as error:
-            return await self._compile_privately(job, error), "compile"
-        try:
-            # Another process may have made it while we waited.
-            found = await asyncio.to_thread(self._cache.lookup, key)
-            if isinstance(found, Hit):
-                return _Held(found.folder, found.pin.close), "disk"
-            if found.reason == "format_newer":
-                return await self._compile_privately(job, StorageError(found.detail)), "compile"
-            return await self._compile(key, job, None if found.reason == "absent" else found.detail), "compile"
-        finally:
-            lock.close()
-
-    async def _compile(self, key: GraphKey, job: CompileJob, damage: str | None) -> _Held:
-        """Compile into the cache, under the key's lock."""
-
-        async def publish(temp: TempFolder) -> _Held:
-            try:
-                hit = await asyncio.to_thread(self._cache.publish, key, temp)
-            except Damaged:
-                raise
-            except StorageError as error:
-                # Complete and verified it is, only not at its place: serve it from where it is.
-                self._say_unavailable(error)
-                return _Held(temp.path, temp.close)
-            temp.close()
-            return _Held(hit.folder, hit.pin.close)
-
-        try:
-            if damage is not None:
-                await asyncio.to_thread(self._cache.drop, key, damage)
-            return await self._attempts(job, self._cache.make_temp, publish)
-        except StorageError as error:
-            return await self._compile_privately(job, error)
-
-    async def _compile_privately(self, job: CompileJob, why: StorageError) -> _Held:
-        async def keep(temp: TempFolder) -> _Held:
-            await asyncio.to_thread(lambda: verify_graph(temp.path, read_header(temp.path)))
-            return _Held(temp.path, temp.close)
-
-        self._say_unavailable(why)
-        return await self._attempts(job, self._make_scratch, keep)
-
-    async def _build_raw(self, job: CompileJob) -> tuple[_Held, Origin]:
-        async def keep(temp: TempFolder) -> _Held:
-            return _Held(temp.path, temp.close)
-
-        try:
-            return await self._attempts(job, self._cache.make_temp, keep), "raw"
-        except StorageError as error:
-            self._say_unavailable(error)
-            return await self._attempts(job, self._make_scratch, keep), "raw"
-
-    async def _attempts(
-        self, job: CompileJob, make_temp: Callable[[], TempFolder], finish: Callable[[TempFolder], Awaitable[_Held]]
-    ) -> _Held:
-        """Do the job in a temporary folder and `finish` it; a compile that fails is tried once more."""
-        for left in reversed(range(_ATTEMPTS)):
-            began_s = self._clock.monotonic_s()
-            temp = await asyncio.to_thread(make_temp)
-            try:
-                await self._compiler.compile(replace(job, out_folder=str(temp.path)))
-                try:
-                    held = await finish(temp)
-                except Damaged as error:
-                    raise CompileFailed(
-                        error.message, advice="look at this machine's disk and memory", stage="finalizing"
-                    ) from error
-            except CompileFailed as error:
-                temp.close()
-                stage = str(error.facts.get("stage", ""))
-                self._emit(CompileRetried(model=job.model, version=job.version, stage=stage, reason=error.message))
-                if not left:
-                    raise
-            except BaseException:
-                temp.close()
-                raise
-            else:
-                self._say_finished(job, held.folder, began_s)
-                return held
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _lock(self, key: GraphKey) -> FileLock:
-        while True:
-            lock = await asyncio.to_thread(self._cache.compile_lock, key)
-            if lock:
-                return lock
-            # The lock of another process is no event of the loop.
-            await asyncio.sleep(_LOCK_POLL_S)
-
-    def _make_scratch(self) -> TempFolder:
-        try:
-            sweep(self._scratch)
-            return TempFolder.make(self._scratch, self._token)
-        except OSError as error:
-            raise StorageError(
-                f"no place to compile: {self._scratch} cannot be written ({error.strerror})",
-                advice="free space, or use the raw tier",
-            ) from error
-
-    def _say_unavailable(self, error: StorageError) -> None:
-        if not self._has_said_unavailable:
-            self._has_said_unavailable = True
-            self._emit(GraphCacheUnavailable(reason=error.message))
-
-    def _say_finished(self, job: CompileJob, folder: Path, began_s: Seconds) -> None:
-        if job.key is None:
-            return
-        header = read_header(folder)
-        self._emit(
-            CompileFinished(
-                model=job.model,
-                version=job.version,
-                key=graph_key(header.key),
-                seconds=self._clock.monotonic_s() - began_s,
-                size_bytes=header.size_bytes,
-            )
         )

@@ -1,0 +1,208 @@
+"""Find a graph on disk or make it, whatever the disk and the compiler do (rows R3, R7, R8).
+
+Rules: (1) one compile a key, in this process and in all; (2) a failed compile is tried once more; (3) what the graph
+cache's disk refuses is said once and worked around in a private folder; (4) cancelling leaves no process and no folder.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import CompileFailed, Damaged, StorageError
+from kensho.base.events import CompileFinished, CompileRetried, Emit, GraphCacheUnavailable
+from kensho.base.ids import GraphKey
+from kensho.runtime.compile_job import CompileJob
+from kensho.runtime.graph_cache import GraphCache, Hit
+from kensho.runtime.header import graph_key, read_header, verify_graph
+from kensho.runtime.loaded_graph import Origin
+from kensho.runtime.pins import FileLock
+from kensho.runtime.temp_folder import TempFolder, Token, sweep
+
+_ATTEMPTS = 2
+_LOCK_POLL_S: Seconds = 0.05
+
+
+class GraphCompiler(Protocol):
+    """What is needed of `compiler.Compiler`."""
+
+    async def compile(self, job: CompileJob) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MadeGraph:
+    """A complete, verified graph. Its files stay until `close`."""
+
+    folder: Path
+    close: Callable[[], None]
+
+
+class GraphMaker:
+    """Used from one event loop; disk work is done in threads, compiling in a child process."""
+
+    def __init__(
+        self,
+        *,
+        cache: GraphCache,
+        compiler: GraphCompiler,
+        scratch: Path,
+        token: Token,
+        clock: Clock,
+        emit: Emit,
+    ) -> None:
+        """`scratch`: where to work when the cache's disk refuses."""
+        self._cache = cache
+        self._compiler = compiler
+        self._scratch = scratch
+        self._token = token
+        self._clock = clock
+        self._emit = emit
+        self._has_said_unavailable = False
+
+    async def find(self, key: GraphKey) -> MadeGraph | None:
+        """The entry of the graph cache, if there is a good one."""
+        found = await asyncio.to_thread(self._cache.lookup, key)
+        return _cached(found) if isinstance(found, Hit) else None
+
+    async def drop(self, key: GraphKey, reason: str) -> None:
+        """Remove the entry, so that it is made anew. What the disk refuses is said."""
+        try:
+            lock = await self._lock(key)
+            await asyncio.to_thread(self._cache.drop, key, reason)
+            lock.close()
+        except StorageError as error:
+            self._say_unavailable(error)
+
+    async def find_or_make(self, key: GraphKey, job: CompileJob) -> tuple[MadeGraph, Origin]:
+        """The entry, compiled if need be. Raises ModelError, CompileFailed, NotEnoughSpace, StorageError."""
+        found = await asyncio.to_thread(self._cache.lookup, key)
+        if isinstance(found, Hit):
+            return _cached(found), "disk"
+        try:
+            lock = await self._lock(key)
+        except StorageError as error:
+            return await self._compile_privately(job, error), "compile"
+        try:
+            # Another process may have made it while we waited.
+            found = await asyncio.to_thread(self._cache.lookup, key)
+            if isinstance(found, Hit):
+                return _cached(found), "disk"
+            if found.reason == "format_newer":
+                return await self._compile_privately(job, StorageError(found.detail)), "compile"
+            return await self._compile(key, job, None if found.reason == "absent" else found.detail), "compile"
+        finally:
+            lock.close()
+
+    async def build_raw(self, job: CompileJob) -> MadeGraph:
+        """The exact graph, which no cache keeps. Raises ModelError, NotEnoughSpace, StorageError."""
+
+        async def keep(temp: TempFolder) -> MadeGraph:
+            return MadeGraph(temp.path, temp.close)
+
+        try:
+            return await self._attempts(job, self._cache.make_temp, keep)
+        except StorageError as error:
+            self._say_unavailable(error)
+            return await self._attempts(job, self._make_scratch, keep)
+
+    async def _compile(self, key: GraphKey, job: CompileJob, damage: str | None) -> MadeGraph:
+        """Compile into the cache, under the key's lock."""
+
+        async def publish(temp: TempFolder) -> MadeGraph:
+            try:
+                hit = await asyncio.to_thread(self._cache.publish, key, temp)
+            except Damaged:
+                raise
+            except StorageError as error:
+                # Complete and verified it is, only not at its place: serve it from where it is.
+                self._say_unavailable(error)
+                return MadeGraph(temp.path, temp.close)
+            temp.close()
+            return _cached(hit)
+
+        try:
+            if damage is not None:
+                await asyncio.to_thread(self._cache.drop, key, damage)
+            return await self._attempts(job, self._cache.make_temp, publish)
+        except StorageError as error:
+            return await self._compile_privately(job, error)
+
+    async def _compile_privately(self, job: CompileJob, why: StorageError) -> MadeGraph:
+        async def keep(temp: TempFolder) -> MadeGraph:
+            await asyncio.to_thread(lambda: verify_graph(temp.path, read_header(temp.path)))
+            return MadeGraph(temp.path, temp.close)
+
+        self._say_unavailable(why)
+        return await self._attempts(job, self._make_scratch, keep)
+
+    async def _attempts(
+        self, job: CompileJob, make_temp: Callable[[], TempFolder], finish: Callable[[TempFolder], Awaitable[MadeGraph]]
+    ) -> MadeGraph:
+        """Do the job in a temporary folder and `finish` it; a compile that fails is tried once more."""
+        for left in reversed(range(_ATTEMPTS)):
+            began_s = self._clock.monotonic_s()
+            temp = await asyncio.to_thread(make_temp)
+            try:
+                await self._compiler.compile(replace(job, out_folder=str(temp.path)))
+                try:
+                    held = await finish(temp)
+                except Damaged as error:
+                    raise CompileFailed(
+                        error.message, advice="look at this machine's disk and memory", stage="finalizing"
+                    ) from error
+            except CompileFailed as error:
+                temp.close()
+                stage = str(error.facts.get("stage", ""))
+                self._emit(CompileRetried(model=job.model, version=job.version, stage=stage, reason=error.message))
+                if not left:
+                    raise
+            except BaseException:
+                temp.close()
+                raise
+            else:
+                self._say_finished(job, held.folder, began_s)
+                return held
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _lock(self, key: GraphKey) -> FileLock:
+        while True:
+            lock = await asyncio.to_thread(self._cache.compile_lock, key)
+            if lock:
+                return lock
+            # The lock of another process is no event of the loop.
+            await asyncio.sleep(_LOCK_POLL_S)
+
+    def _make_scratch(self) -> TempFolder:
+        try:
+            sweep(self._scratch)
+            return TempFolder.make(self._scratch, self._token)
+        except OSError as error:
+            raise StorageError(
+                f"no place to compile: {self._scratch} cannot be written ({error.strerror})",
+                advice="free space, or use the raw tier",
+            ) from error
+
+    def _say_unavailable(self, error: StorageError) -> None:
+        if not self._has_said_unavailable:
+            self._has_said_unavailable = True
+            self._emit(GraphCacheUnavailable(reason=error.message))
+
+    def _say_finished(self, job: CompileJob, folder: Path, began_s: Seconds) -> None:
+        if job.key is None:
+            return
+        header = read_header(folder)
+        self._emit(
+            CompileFinished(
+                model=job.model,
+                version=job.version,
+                key=graph_key(header.key),
+                seconds=self._clock.monotonic_s() - began_s,
+                size_bytes=header.size_bytes,
+            )
+        )
+
+
+def _cached(hit: Hit) -> MadeGraph:
+    return MadeGraph(hit.folder, hit.pin.close)
