@@ -25,6 +25,8 @@ from kensho.delivery.repository import Repository
 from kensho.testing.disk import FaultyDisk, Stopped
 
 NOW = datetime(2026, 11, 20, 9, 14, tzinfo=UTC)
+EVERY = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.real)])
+"""Each seventh operation in the fast tests, each one in the real ones."""
 
 
 @pytest.fixture(scope="session")
@@ -262,7 +264,10 @@ def test_a_file_that_changes_meanwhile_is_not_published(keys: Path, ram: Path, m
         assert not list((ram / "repo" / "packs").iterdir())
 
 
-def test_a_publisher_killed_at_any_operation_leaves_the_old_release_and_can_be_run_again(keys: Path, ram: Path) -> None:
+@EVERY
+def test_a_publisher_killed_at_any_operation_leaves_the_old_release_and_can_be_run_again(
+    step: int, keys: Path, ram: Path
+) -> None:
     source, start = write_model(ram / "m"), ram / "start"
     put(source, start, keys, "1.0")
     old = content_of(start, keys, "1.0")
@@ -270,7 +275,7 @@ def test_a_publisher_killed_at_any_operation_leaves_the_old_release_and_can_be_r
     seen = set()
     at = 0
     while True:
-        at += 1
+        at += step
         repo = ram / f"repo{at}"
         shutil.copytree(start, repo)
         disk = FaultyDisk(at=at)
@@ -288,14 +293,16 @@ def test_a_publisher_killed_at_any_operation_leaves_the_old_release_and_can_be_r
         assert content_of(repo, keys, "1.1") == bytes_in(source)
         shutil.rmtree(repo)
     assert at > 40
-    assert seen == {frozenset({"1.0"}), frozenset({"1.0", "1.1"})}
+    assert frozenset({"1.0"}) in seen
+    assert step > 1 or seen == {frozenset({"1.0"}), frozenset({"1.0", "1.1"})}
 
 
-def test_a_first_publisher_killed_at_any_operation_can_be_run_again(keys: Path, ram: Path) -> None:
+@EVERY
+def test_a_first_publisher_killed_at_any_operation_can_be_run_again(step: int, keys: Path, ram: Path) -> None:
     source = write_model(ram / "m")
     at = 0
     while True:
-        at += 1
+        at += step
         repo = ram / f"repo{at}"
         disk = FaultyDisk(at=at)
         try:
@@ -310,9 +317,10 @@ def test_a_first_publisher_killed_at_any_operation_can_be_run_again(keys: Path, 
     assert at > 40
 
 
+@EVERY
 @pytest.mark.parametrize(("fault", "family"), [(errno.ENOSPC, NotEnoughSpace), (errno.EIO, StorageError)])
 def test_a_disk_that_fails_anywhere_is_one_sentence_and_the_old_release_stays(
-    fault: int, family: type[KenshoError], keys: Path, ram: Path
+    step: int, fault: int, family: type[KenshoError], keys: Path, ram: Path
 ) -> None:
     source, repo = write_model(ram / "m"), ram / "repo"
     put(source, repo, keys, "1.0")
@@ -320,7 +328,7 @@ def test_a_disk_that_fails_anywhere_is_one_sentence_and_the_old_release_stays(
     write_model(source, changed=2)
     at, failed = 0, 0
     while True:
-        at += 3
+        at += step
         disk = FaultyDisk(at=at, fault=fault, is_lasting=True)
         try:
             put(source, repo, keys, f"2.{at}", disk=disk)
@@ -331,4 +339,4 @@ def test_a_disk_that_fails_anywhere_is_one_sentence_and_the_old_release_stays(
         assert content_of(repo, keys, "1.0") == old
         if not disk.is_reached:
             break
-    assert failed > 10
+    assert failed > 30 // step
