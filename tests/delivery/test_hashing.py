@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kensho.base.ids import digest_of
+from kensho.delivery import hashing
 from kensho.delivery.disk import RealDisk
 from kensho.delivery.hashing import BLOCK_BYTES, FollowingHash, hash_file, hash_spans
 from kensho.delivery.parallel import for_each
@@ -84,3 +85,14 @@ def test_what_nobody_filled_is_hashed_at_the_end(tmp_path: Path) -> None:
     disk.close(fd)
     with pytest.raises(OSError, match="Bad file"):
         FollowingHash(disk, path, PARTS).finish(fd)
+
+
+def test_following_is_done_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "MAX_FOLLOW_BYTES", 1)
+    path, disk = tmp_path / "f", FaultyDisk()
+    path.write_bytes(DATA)
+    following = FollowingHash(disk, path, PARTS)
+    following.fill(*range(5))
+    reads = [following.follow() or disk.reads for _ in range(6)]
+    assert reads == sorted(reads)
+    assert reads[0] < reads[4] == reads[5]

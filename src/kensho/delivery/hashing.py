@@ -14,6 +14,9 @@ from kensho.delivery.parallel import for_each
 
 BLOCK_BYTES = 1 << 20
 THREADS = 2
+MAX_FOLLOW_BYTES = 64 << 20
+"""Hashed by one who has just written a chunk (0.04 s): after a resume much may be there already, and a connection whose
+thread does nothing else for a minute is cut by its server."""
 
 
 def hash_spans(disk: Disk, fd: int, spans: Sequence[tuple[int, int]], *, threads: int = THREADS) -> list[Digest]:
@@ -57,12 +60,14 @@ class FollowingHash:
                 self._restart()
 
     def follow(self) -> None:
-        """Hash what can be hashed, unless another thread is at it. OSError if it cannot be read."""
-        while self._can_go_on and self._at_work.acquire(blocking=False):
+        """Hash what can be hashed, but not too much at once, and unless another thread is at it. OSError if it cannot be
+        read."""
+        limit = self._offset + MAX_FOLLOW_BYTES
+        while self._can_go_on and self._offset < limit and self._at_work.acquire(blocking=False):
             try:
                 fd = self._disk.open_read(self._path)
                 try:
-                    while self._can_go_on:
+                    while self._can_go_on and self._offset < limit:
                         self._hash_next(fd)
                 finally:
                     self._disk.close(fd)
