@@ -45,7 +45,7 @@ class FollowingHash:
 
     def __init__(self, disk: Disk, path: Path, parts: Sequence[int]) -> None:
         self._disk, self._path, self._parts = disk, path, parts
-        self._is_filled = [False] * len(parts)
+        self._is_filled = bytearray(len(parts))
         self._at_work = threading.Lock()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
         self._restart()
@@ -60,8 +60,7 @@ class FollowingHash:
                 self._restart()
 
     def follow(self) -> None:
-        """Hash what can be hashed, but not too much at once, and unless another thread is at it. OSError if it cannot be
-        read."""
+        """Hash what can be hashed, not too much at once, and unless another thread is at it. OSError if unreadable."""
         limit = self._offset + MAX_FOLLOW_BYTES
         while self._can_go_on and self._offset < limit and self._at_work.acquire(blocking=False):
             try:
@@ -84,7 +83,7 @@ class FollowingHash:
 
     @property
     def _can_go_on(self) -> bool:
-        return self._next < len(self._parts) and self._is_filled[self._next]
+        return self._next < len(self._parts) and bool(self._is_filled[self._next])
 
     def _restart(self) -> None:
         self._hash, self._next, self._offset = hashlib.sha256(), 0, 0
