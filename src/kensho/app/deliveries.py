@@ -111,9 +111,16 @@ class Deliveries:
         Never uses the network unless something is damaged that this disk cannot mend. Raises NotInstalled, and Damaged
         if it could not be mended now: nothing damaged is ever used.
         """
-        if self._check(name):
-            with self._changing:
-                self._mend_model(name)
+        damaged = self._check(name)
+        if damaged:
+            has_waited = not self._changing.acquire(blocking=False)
+            if has_waited:
+                self._changing.acquire()
+            try:
+                # Who was waited for (the scrub, say) may have mended it: looked at again, but told only once.
+                self._mend_model(name, self._check(name) if has_waited else damaged)
+            finally:
+                self._changing.release()
         return self.store.model(name)
 
     def fallback_of(self, name: str) -> str | None:
@@ -201,8 +208,7 @@ class Deliveries:
     def _check(self, name: str) -> tuple[Damage, ...]:
         return check_model(self.store, name, clock=self._clock, emit=self._emit).damaged
 
-    def _mend_model(self, name: str) -> None:
-        damaged = self._check(name)  # again: the scrub may have mended it while this thread waited for it
+    def _mend_model(self, name: str, damaged: tuple[Damage, ...]) -> None:
         report = self._repairer().repair(damaged)
         if report.unrepaired:
             why = f" ({report.error.message})" if report.error else ""
