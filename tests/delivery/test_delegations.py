@@ -1,12 +1,17 @@
 """kensho.delivery.delegations and trust: who may sign a target, in which order, and that nobody else can."""
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tuf.api.metadata import MetaFile, TargetFile, Targets
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from securesystemslib.formats import encode_canonical
+from tuf.api.metadata import Delegations, MetaFile, SuccinctRoles, TargetFile, Targets
 
 from kensho.base.errors import TransportError, TrustError
 from kensho.delivery.delegations import MAX_DELEGATIONS, MAX_PATTERNS, find_target
@@ -304,6 +309,93 @@ def test_a_threshold_of_a_delegation_counts_keys_and_not_ids(made: Callable[...,
     client.repo.publish("A", "targets", "snapshot", "timestamp")
     client.again()
     assert client.find("x") == 1
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda d: d["roles"][0].update(threshold=0),
+        lambda d: d["roles"][0].update(threshold=-1),
+        lambda d: d["roles"][0]["keyids"].append(d["roles"][0]["keyids"][0]),
+        lambda d: d["roles"][0].update(name="root"),
+        lambda d: d["roles"][0].update(name=""),
+        lambda d: d["roles"][0].update(name=7),
+        lambda d: d["roles"][0].update(paths="*"),
+        lambda d: d["roles"][0].update(path_hash_prefixes=["00"]),
+        lambda d: d["roles"].append(d["roles"][0]),
+        lambda d: d.update(roles={}),
+        lambda d: d.update(succinct_roles={"keyids": [], "threshold": 1, "bit_length": 8, "name_prefix": "x"}),
+        lambda d: (
+            d.pop("roles"),
+            d.update(succinct_roles={"keyids": [], "threshold": 1, "bit_length": 10**9, "name_prefix": "x"}),
+        ),
+        lambda d: d["keys"].clear() or d["roles"][0]["keyids"].clear(),
+    ],
+)
+def test_odd_delegations_are_refused_though_they_are_well_signed(
+    lie: Callable[[dict], object],  # type: ignore[type-arg]
+    made: Callable[..., Client],
+) -> None:
+    client = made(edge("targets", "A"), targets={"x": "A"})
+    assert client.find("x") == 1
+    signed = client.repo.targets().to_dict()
+    signed["version"] = 3
+    lie(signed["delegations"])
+    (signer,) = client.repo.signers["targets"]
+    signature = signer.sign(encode_canonical(signed).encode())
+    data = json.dumps({"signed": signed, "signatures": [signature.to_dict()]}).encode()
+    client.repo.source.files["metadata/3.targets.json"] = data
+    client.repo.snapshot.meta["targets.json"] = MetaFile(3)
+    client.repo.publish("snapshot", "timestamp")
+    with pytest.raises(TrustError) as caught:
+        client.again()
+        client.find("x")
+    assert caught.value.facts["reason"] in ("malformed", "signature")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_delegations_of_any_shape_are_used_or_refused_and_nothing_else(data: st.DataObject, ram: Path) -> None:
+    repo = TufRepository(NOW, has_hashes=False)
+    repo.delegate("targets", "A", paths=["a/*"])
+    repo.delegate("A", "C", paths=["a/b*"])
+    repo.add_target("C", "a/b", b"1")
+    repo.publish("A", "C", "targets", "snapshot", "timestamp")
+    role = data.draw(st.sampled_from(["targets", "A", "C"]))
+    signed = repo.targets(role).to_dict()
+    place: object = signed
+    for _ in range(data.draw(st.integers(0, 6))):
+        inner = place if isinstance(place, dict) else dict(enumerate(place)) if isinstance(place, list) else {}
+        nested = [value for value in inner.values() if isinstance(value, dict | list) and value]
+        place = data.draw(st.sampled_from(nested)) if nested else place
+    odd = st.sampled_from([None, True, 0, -1, 2**62, "", "x", "../x", [], {}, ["x"], {"x": 1}, [[]], "*" * 40])
+    if isinstance(place, dict):
+        place[data.draw(st.sampled_from([*place, "more"]))] = data.draw(odd)
+    elif isinstance(place, list):
+        place.append(data.draw(odd))
+    signature = repo.signers[role][0].sign(encode_canonical(signed).encode())
+    document = json.dumps({"signed": signed, "signatures": [signature.to_dict()]}).encode()
+    repo.source.files[f"metadata/{repo.targets(role).version}.{role}.json"] = document
+    with tempfile.TemporaryDirectory(dir=ram) as folder, contextlib.suppress(TrustError, TransportError):
+        client = Client(Path(folder) / "trusted", repo)
+        assert client.find("a/b") >= 0
+        client.trust.fetch_document(repo.source, "a/b")
+
+
+def test_succinct_delegations_lead_to_one_bin(made: Callable[..., Client]) -> None:
+    client = made()
+    repo, key = client.repo, new_key()
+    bins = SuccinctRoles([], 1, 8, "bin")
+    repo.targets().delegations = Delegations({}, None, bins)
+    repo.targets().add_key(key.public_key)
+    for role in bins.get_roles():
+        repo.payloads[role], repo.signers[role] = Targets(expires=repo.expires), [key]
+    repo.add_target("bin-fc", "bar", b"123")
+    repo.publish(*bins.get_roles(), "targets", "snapshot", "timestamp")
+    client.again()
+    repo.source.paths.clear()
+    assert client.find("bar") == 3
+    assert repo.requests == ["1.bin-fc.json"]
 
 
 # --- names ---

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import MetaFile
+from tuf.api.metadata import MetaFile, TargetFile
 
 from kensho.base.errors import KenshoError
 from kensho.testing.memory_source import MemorySource
@@ -430,6 +430,22 @@ def test_a_changed_target_replaces_the_old_one_and_a_forged_one_does_not(suite: 
             assert not suite.download("file")
             assert suite.artifacts() == [b"rot"]
         suite.repo.source.files[place] = content
+
+
+@pytest.mark.parametrize(
+    ("hashes", "is_good"),
+    [(["sha256"], True), (["sha512"], True), (["sha512", "sha256"], True), (["unknown"], False), ([], False)],
+)
+def test_a_target_is_verified_by_every_hash_that_it_has(hashes: list[str], is_good: bool, suite: Suite) -> None:
+    target = TargetFile.from_data("file", b"contents", hashes if is_good else ["sha256"])
+    if not is_good:
+        target.hashes = {name: target.hashes["sha256"] for name in hashes}
+    suite.repo.targets().targets["file"] = target
+    suite.repo.publish("targets", "snapshot", "timestamp")
+    for value in (*target.hashes.values(), ""):
+        suite.repo.source.files[f"targets/{value}.file".replace("/.", "/")] = b"contents"
+    assert suite.download("file") is is_good
+    assert suite.artifacts() == ([b"contents"] if is_good else [])
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/../../outside", "..", "C:\\outside"])

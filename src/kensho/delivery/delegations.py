@@ -6,9 +6,9 @@ so a circle ends; at most 32 delegated roles are visited; a terminating delegati
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
-from tuf.api.metadata import TargetFile, Targets
+from tuf.api.metadata import Delegations, TargetFile, Targets
 
 from kensho.base.errors import TrustError
 
@@ -48,20 +48,31 @@ def _delegated(targets: Targets, path: str) -> tuple[list[str], bool]:
     """The roles that may sign the path, in order; whether the last one ends the search."""
     if targets.delegations is None:
         return [], False
-    roles = targets.delegations.roles or {}
-    patterns = [pattern for role in roles.values() for pattern in role.paths or ()]
-    if len(patterns) > MAX_PATTERNS or any(
-        len(pattern) > MAX_PATTERN_CHARS or pattern.count("*") > MAX_WILDCARDS for pattern in patterns
-    ):
-        raise TrustError(
-            "the targets metadata delegates by too many or too long patterns",
-            advice="what is installed keeps working; tell the publisher",
-            role=Targets.type,
-            reason="malformed",
-        )
+    _check_shape(targets.delegations)
     found = []
     for name, is_terminating in targets.delegations.get_roles_for_target(path):
         found.append(name)
         if is_terminating:
             return found, True
     return found, False
+
+
+def _check_shape(delegations: Delegations) -> None:
+    """What python-tuf leaves to the reader: a name that is none, a string in place of a list, patterns without end."""
+    roles = list((delegations.roles or {}).values())
+    names = [role.name for role in roles]
+    if delegations.succinct_roles is not None:
+        names.append(delegations.succinct_roles.name_prefix)
+    lists = [found for role in roles for found in (role.paths, role.path_hash_prefixes) if found is not None]
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(found, list) for found in lists):
+        _refuse("the targets metadata has a malformed delegation")
+    patterns = [pattern for role in roles for pattern in role.paths or ()]
+    if len(patterns) > MAX_PATTERNS or any(
+        len(pattern) > MAX_PATTERN_CHARS or pattern.count("*") > MAX_WILDCARDS for pattern in patterns
+    ):
+        _refuse("the targets metadata delegates by too many or too long patterns")
+
+
+def _refuse(message: str) -> NoReturn:
+    advice = "what is installed keeps working; tell the publisher"
+    raise TrustError(message, advice=advice, role=Targets.type, reason="malformed")

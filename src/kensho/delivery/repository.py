@@ -82,9 +82,9 @@ class Repository:
     """The verified metadata of a repository, and what is to be added. Used under `repository_lock`, by one thread."""
 
     def __init__(
-        self, repo: Path, keys: Path, disk: Disk, root: Metadata[Root] | None, online: OnlineRoles | None
+        self, repo: Path, keys: Path | None, disk: Disk, root: Metadata[Root] | None, online: OnlineRoles | None
     ) -> None:
-        self._repo, self._keys, self._disk = repo, keys, disk
+        self._repo, self._given_keys, self._disk = repo, keys, disk
         self._root, self._online = root, online
         self._added: dict[str, tuple[bytes, TargetFile]] = {}
         self._removed: set[str] = set()
@@ -102,7 +102,7 @@ class Repository:
             if root is not None and keys is not None:
                 _check_rotations(keys, root.signed)
             online = None if root is None else _load_online(repo, [root.signed], disk)
-        return cls(repo, keys or repo, disk, root, online)
+        return cls(repo, keys, disk, root, online)
 
     @classmethod
     def open_to_rotate(cls, repo: Path, keys: Path, disk: Disk) -> "Repository":
@@ -119,6 +119,12 @@ class Repository:
                 roots.append(_read(Root, repo / metadata_path("root", root.signed.version - 1), disk)[0].signed)
             online = _load_online(repo, roots, disk)
         return cls(repo, keys, disk, root, online)
+
+    @property
+    def _keys(self) -> Path:
+        if self._given_keys is None:
+            raise ConfigError("nothing can be signed without keys", advice="give the folder of keys")
+        return self._given_keys
 
     @property
     def root_path(self) -> Path:
