@@ -5,7 +5,7 @@
     KEYS/snapshot.pem   ties the releases together: needed for each publish
     KEYS/timestamp.pem  says that all this is current: needed for each publish and for `kensho resign`
     KEYS/<role>.pub     the public halves
-    KEYS/<role>.next.*  a key that is being introduced (`rotation`); it takes the place of <role>.* when that is done
+    KEYS/<role>.next.pem         a key that is being introduced; it takes the place of <role>.pem when that is done
     KEYS/<role>.until-root-N.*   what it replaced, last named by root version N
 
 Private files have mode 0600 in a folder of mode 0700; a private key that others can read is refused. Keys are never
@@ -58,27 +58,30 @@ def keygen(folder: Path) -> dict[str, str]:
 def make_next_key(disk: Disk, folder: Path, role: str) -> CryptoSigner:
     """What will sign for the role: a new key beside the present one, or the one that an interrupted run has made.
 
-    It is there for good before anybody relies on it: the private half last, so that where it is, its public half is.
+    It is there for good before anybody relies on it.
     """
-    name = f"{role}.next"
-    if not (folder / f"{name}.pem").exists():
+    path = folder / f"{role}.next.pem"
+    if not path.exists():
+        private, _ = _halves(Ed25519PrivateKey.generate())
         with storage_errors("make a key", folder):
-            _make_key(disk, folder, f".{name}")
-            for suffix in ("pub", "pem"):
-                disk.rename(folder / f".{name}.{suffix}", folder / f"{name}.{suffix}")
-            disk.fsync_folder(folder)
-    return load_signer(folder, name)
+            _replace(disk, path, private)
+    return load_signer(folder, f"{role}.next")
 
 
 def promote_next_key(disk: Disk, folder: Path, role: str, root_version: int) -> None:
-    """The next key is the role's key from now on; the one before is kept under another name. May be done again."""
+    """The next key is the role's key from now on; the one before is kept under another name.
+
+    May be interrupted and done again: as long as `<role>.next.pem` is there, this is not done.
+    """
+    following, current = folder / f"{role}.next.pem", folder / f"{role}.pem"
+    _, public = _halves(_load_private(folder, f"{role}.next"))
     with storage_errors("replace a key", folder):
-        for suffix in ("pub", "pem"):  # the private half last: as long as it is there, this is not done
-            current, following = folder / f"{role}.{suffix}", folder / f"{role}.next.{suffix}"
-            if disk.lstat(following):
-                if disk.lstat(current):  # copied: there is no moment without a key of that name
-                    _write(disk, folder / f"{role}.until-root-{root_version}.{suffix}", _read(current))
-                disk.rename(following, current)
+        for suffix in ("pem", "pub"):
+            before, kept = folder / f"{role}.{suffix}", folder / f"{role}.until-root-{root_version}.{suffix}"
+            if disk.lstat(before) and not disk.lstat(kept):
+                _replace(disk, kept, _read(before))
+        _replace(disk, folder / f"{role}.pub", public)
+        disk.rename(following, current)
         disk.fsync_folder(folder)
 
 
@@ -103,7 +106,11 @@ def load_public_key(folder: Path, role: str) -> SSlibKey:
 
 def load_signer(folder: Path, role: str) -> CryptoSigner:
     """What signs for the role. ConfigError if the private key is missing, unfit, or readable by others."""
-    path = folder / f"{role}.pem"
+    return CryptoSigner(_load_private(folder, role))
+
+
+def _load_private(folder: Path, name: str) -> Ed25519PrivateKey:
+    path = folder / f"{name}.pem"
     data = _read(path)
     if path.stat().st_mode & 0o077:
         raise ConfigError(f"private key {path} can be read by others", advice=f"run: chmod 600 {path}")
@@ -113,16 +120,29 @@ def load_signer(folder: Path, role: str) -> CryptoSigner:
         raise _not_a_key(path) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise _not_a_key(path)
-    return CryptoSigner(key)
+    return key
 
 
 def _make_key(disk: Disk, folder: Path, name: str) -> str:
     key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    private, public = _halves(key)
     _write(disk, folder / f"{name}.pem", private)
     _write(disk, folder / f"{name}.pub", public)
     return SSlibKey.from_crypto(key.public_key()).keyid
+
+
+def _halves(key: Ed25519PrivateKey) -> tuple[bytes, bytes]:
+    """The private and the public key as PEM."""
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _replace(disk: Disk, path: Path, data: bytes) -> None:
+    """`path` has the data afterwards, also after a power cut; until then what it had. Mode 0600."""
+    partial = path.with_name(f".{path.name}.partial")
+    _write(disk, partial, data)
+    disk.rename(partial, path)
+    disk.fsync_folder(path.parent)
 
 
 def _write(disk: Disk, path: Path, data: bytes) -> None:
