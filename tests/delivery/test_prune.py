@@ -12,6 +12,7 @@ from kensho.delivery.folder_source import FolderSource
 from kensho.delivery.prune import MARKS, PruneReport, prune
 from kensho.testing.client import FIRST, NOW, Client, model_files, weights
 from kensho.testing.disk import FaultyDisk, Stopped
+from kensho.testing.power_cut import PowerCutDisk
 from kensho.testing.repository import SimulatedRepository
 
 FILES = {f"{number}.0": model_files([*weights(number)[:3], *FIRST[3:]]) for number in (1, 2, 3)}
@@ -239,6 +240,21 @@ def test_a_killed_prune_leaves_a_whole_repository(publisher: Publisher, ram: Pat
 @pytest.mark.real
 def test_a_prune_killed_at_every_operation_leaves_a_whole_repository(publisher: Publisher, ram: Path) -> None:
     assert sweep(publisher, ram, 1) > 25
+
+
+@pytest.mark.real
+def test_whatever_a_power_cut_leaves_of_a_prune_is_a_whole_repository(publisher: Publisher, ram: Path) -> None:
+    disk = PowerCutDisk(publisher.folder.parent)
+    publisher.prune(disk=disk)
+    publisher.prune(now=LATER, disk=disk)
+    for number, cut in enumerate(disk.cuts(seeds=1)):
+        cut.restore(ram / "found")
+        one = Publisher(ram / "found", now=NOW)
+        pulled(one, ram / f"client{number}")
+        one.prune(grace_days=0)
+        pulled(one, ram / f"again{number}")
+        for name in (f"client{number}", f"again{number}", "found"):
+            shutil.rmtree(ram / name)
 
 
 def test_a_disk_that_refuses_is_said(publisher: Publisher) -> None:

@@ -15,6 +15,7 @@ from kensho.delivery.repository import resign
 from kensho.delivery.trust import Trust
 from kensho.testing.client import FIRST, NOW, model_files
 from kensho.testing.disk import FaultyDisk, Stopped
+from kensho.testing.power_cut import PowerCutDisk
 from kensho.testing.repository import SimulatedRepository
 
 
@@ -267,6 +268,24 @@ def test_a_rotation_killed_at_every_operation_can_be_finished(
     if role == "root" and is_lost:
         pytest.skip("a lost root key cannot be replaced")
     assert sweep(publisher, ram, role, is_lost=is_lost, step=1) > 20
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("role", ROLES)
+def test_whatever_a_power_cut_leaves_of_a_rotation_can_be_finished(role: str, publisher: Publisher, ram: Path) -> None:
+    disk = PowerCutDisk(publisher.folder.parent)
+    publisher.rotate(role, disk=disk)
+    for number, cut in enumerate(disk.cuts(seeds=1)):
+        cut.restore(ram / "found")
+        one = Publisher(ram / "found")
+        client = Client(ram / f"client{number}", one)
+        if (one.keys / f"{role}.next.pem").exists():
+            assert not cut.is_after_all
+            one.rotate(role)
+        one.publish("voice", "1.1", model_files(FIRST))
+        assert client.refresh() == ["1.1", "1.0"], cut.name
+        assert not cut.is_after_all or client.version("root") == 2
+        shutil.rmtree(ram / "found")
 
 
 def test_an_interrupted_rotation_says_how_to_finish_it(publisher: Publisher) -> None:
