@@ -137,3 +137,27 @@ def test_an_empty_file_needs_no_chunk(staging: Staging, ram: Path) -> None:
     staging.prepare(empty)
     staging.finish(empty, ram / "blobs" / empty.digest, now=5.0)
     assert (ram / "blobs" / empty.digest).read_bytes() == b""
+
+
+def test_what_was_hashed_of_another_file_of_that_name_is_not_believed(staging: Staging, ram: Path) -> None:
+    _fill(staging, *range(6))  # hashed as it was filled
+    staging.path(FILE.digest).unlink()
+    staging.path(FILE.digest).write_bytes(bytes(len(DATA)))
+    with pytest.raises(Damaged):
+        staging.finish(FILE, ram / "blobs" / FILE.digest, now=5.0)
+    assert not (ram / "blobs" / FILE.digest).exists()
+
+
+def test_a_file_that_another_process_put_in_its_place_is_not_vouched_for(ram: Path) -> None:
+    class Racing(RealDisk):
+        def rename(self, source: Path, target: Path) -> None:
+            source.unlink()
+            source.write_bytes(b"x")
+            super().rename(source, target)
+
+    for name in ("staging", "blobs"):
+        (ram / name).mkdir()
+    staging = Staging(ram / "staging", disk=Racing())
+    _fill(staging, *range(6))
+    with pytest.raises(Damaged, match="another process"):
+        staging.finish(FILE, ram / "blobs" / FILE.digest, now=5.0)

@@ -48,6 +48,7 @@ class FollowingHash:
         self._is_filled = bytearray(len(parts))
         self._at_work = threading.Lock()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
+        self._inode = (-1, -1)
         self._restart()
 
     def fill(self, *indices: int) -> None:
@@ -66,6 +67,7 @@ class FollowingHash:
             try:
                 fd = self._disk.open_read(self._path)
                 try:
+                    self._stay_with(fd)
                     while self._can_go_on and self._offset < limit:
                         self._hash_next(fd)
                 finally:
@@ -77,6 +79,7 @@ class FollowingHash:
     def finish(self, fd: int) -> Digest:
         """Of the whole file, parts that nobody filled included. OSError if it cannot be read."""
         with self._at_work:
+            self._stay_with(fd)
             while self._next < len(self._parts):
                 self._hash_next(fd)
             return Digest(self._hash.hexdigest())
@@ -84,6 +87,13 @@ class FollowingHash:
     @property
     def _can_go_on(self) -> bool:
         return self._next < len(self._parts) and bool(self._is_filled[self._next])
+
+    def _stay_with(self, fd: int) -> None:
+        """What was hashed of another file of that name says nothing of this one."""
+        found = self._disk.fstat(fd)
+        if self._inode != (found.st_dev, found.st_ino):
+            self._restart()
+            self._inode = (found.st_dev, found.st_ino)
 
     def _restart(self) -> None:
         self._hash, self._next, self._offset = hashlib.sha256(), 0, 0

@@ -129,6 +129,10 @@ class Staging:
                 self._disk.close(fd)
             make_way_for_file(self._disk, target)
             self._disk.rename(path, target)
+            named = self._disk.lstat(target)
+        if named is None or (named.st_dev, named.st_ino) != (record.dev, record.inode):
+            # Where locks hold nobody (NFS without a lock daemon), another process can have taken the file's place.
+            raise Damaged(f"another process writes to {self._folder}", advice="run it again when it has finished")
         return record
 
     def _is_ours(self, path: Path) -> bool:
