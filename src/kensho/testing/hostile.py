@@ -1,6 +1,7 @@
 """A web server that misbehaves on purpose, for the tests of the HTTP source."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ Answer = Callable[[bytes, socket.socket], None]
 
 
 @contextmanager
-def hostile_server(answer: Answer) -> Iterator[str]:
+def hostile_server(answer: Answer, *, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address of a server that answers every request on every connection by `answer`, then closes it."""
     listener = socket.create_server(("127.0.0.1", 0))
     open_sockets: list[socket.socket] = []
@@ -18,6 +19,8 @@ def hostile_server(answer: Answer) -> Iterator[str]:
     def serve(connection: socket.socket) -> None:
         with connection:
             try:
+                if tls:
+                    connection = tls.wrap_socket(connection, server_side=True)
                 head = b""
                 while b"\r\n\r\n" not in head:
                     data = connection.recv(65536)
@@ -39,7 +42,7 @@ def hostile_server(answer: Answer) -> Iterator[str]:
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
