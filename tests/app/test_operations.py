@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,3 +209,22 @@ def test_gc_never_takes_a_version_that_another_process_serves(site: Site, tmp_pa
     assert main(["gc", "--store", str(store), "--quiet"]) == 0
     assert not (store / "versions" / "dialogue" / "1.0.0").exists()
     assert kensho.verify(store=store, full=True).damaged == ()
+
+
+def test_closing_ends_the_scrub_and_its_thread(site: Site, tmp_path: Path) -> None:
+    async def use() -> None:
+        async with kensho.open(store=tmp_path / "s", source=site.url, root=site.root) as app:
+            await asyncio.to_thread(app.pull, ["dialogue"])
+        async with kensho.open(store=tmp_path / "s", scrub=True, scrub_period_s=2.0) as app:
+            passed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+            def listen(event: Event) -> None:
+                if isinstance(event, CheckFinished) and event.kind == "scrub":
+                    loop.call_soon_threadsafe(passed.set)
+
+            app.listen(listen)
+            await asyncio.wait_for(passed.wait(), 30)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("scrub")]
+
+    asyncio.run(use())
+    assert kensho.verify(store=tmp_path / "s", full=True).damaged == ()

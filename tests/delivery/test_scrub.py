@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kensho.base.errors import StorageError
 from kensho.base.events import CheckFinished, ChunkCorrupt
 from kensho.delivery.checker import Damage, verify
 from kensho.delivery.disk import RealDisk
@@ -221,6 +222,29 @@ class _Removing(FaultyDisk):
             other.state.remove_release("voice", "1.0")
             other.versions.remove(other.versions.path("voice", "1.0"))
             other.close()
+        return super().open_read(path)
+
+
+def test_a_store_that_goes_away_in_the_middle_is_not_damaged(installed: Client) -> None:
+    installed.store.disk = _Unmounting(installed.root)
+    with pytest.raises(StorageError):
+        _scrub(installed, for_s=PERIOD_S / 2)
+    installed.root.with_name("away").rename(installed.root)
+    assert installed.of(ChunkCorrupt) == []
+    assert _scrub(installed, for_s=PERIOD_S / 2) == []
+
+
+class _Unmounting(FaultyDisk):
+    """The store is gone when the first file is about to be opened."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self._root, self._is_done = root, False
+
+    def open_read(self, path: Path) -> int:
+        if path.suffix == ".safetensors" and not self._is_done:
+            self._is_done = True
+            self._root.rename(self._root.with_name("away"))
         return super().open_read(path)
 
 

@@ -176,14 +176,19 @@ class Kensho:
 
     async def aclose(self) -> None:
         """End every engine process and close the store. Idempotent."""
-        if self._scrubbing is not None:
-            task, self._scrubbing = self._scrubbing, None
-            task.cancel()
-            await asyncio.wait([task])
-        if self._serving is not None:
-            serving, self._serving = self._serving, None
-            await serving.close()
-        self.close()
+        scrubbing, self._scrubbing = self._scrubbing, None
+        if scrubbing is not None:
+            scrubbing.cancel()
+        try:
+            if self._serving is not None:
+                serving, self._serving = self._serving, None
+                await serving.close()
+            if scrubbing is not None:
+                await asyncio.wait([scrubbing])  # its last slice, or the end of a repair: the store is open until then
+                if not scrubbing.cancelled():
+                    scrubbing.result()  # it never ends by itself, but by a fault in Kensho: not hidden
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the store and the log; with engines running use `aclose`. Idempotent."""
@@ -237,8 +242,8 @@ class Kensho:
 
     async def _scrub(self) -> None:
         """For as long as the application is open, on one thread that yields to all others."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "scrub", initializer=lower_priority) as thread:  # its end waits for the last slice
+        loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "scrub", initializer=lower_priority)
+        try:
             while True:
                 try:
                     wait_s = await loop.run_in_executor(thread, self._deliveries.scrub)
@@ -246,6 +251,8 @@ class Kensho:
                     self.emit(ScrubFailed(reason=error.message, delay_s=SCRUB_RETRY_S))
                     wait_s = SCRUB_RETRY_S
                 await asyncio.sleep(wait_s)
+        finally:
+            await asyncio.to_thread(thread.shutdown)  # waits for the thread, not holding up the event loop
 
     async def _ready(self, model: str) -> "InstalledModel":
         """The installed model, checked; pulled first where that is wanted and possible."""

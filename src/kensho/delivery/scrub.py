@@ -26,7 +26,7 @@ from errno import EIO
 from itertools import accumulate, groupby
 
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import Damaged, TrustError
+from kensho.base.errors import Damaged, StorageError, TrustError
 from kensho.base.events import CheckFinished, ChunkCorrupt, Emit
 from kensho.base.ids import Digest
 from kensho.delivery.checker import Damage
@@ -177,6 +177,7 @@ class Scrubber:
         try:
             fd = disk.open_read(self._store.root / name)
         except OSError:
+            self._check_store()
             return [piece.index for piece in pieces]  # gone, or no regular file
         try:
             before = disk.fstat(fd)
@@ -207,6 +208,11 @@ class Scrubber:
             if error.errno != EIO:
                 raise
             return Digest("")  # a sector that cannot be read is a damaged chunk
+
+    def _check_store(self) -> None:
+        """A disk that was unmounted is no damage of the files on it."""
+        if self._store.disk.lstat(self._store.root / "format") is None:
+            raise StorageError(f"the store in {self._store.root} has gone away", advice="is the disk mounted?")
 
     def _is_installed(self, damage: Damage) -> bool:
         """What another process has removed meanwhile is not damaged."""
