@@ -699,6 +699,7 @@ def test_what_an_offline_start_needs_imports_neither_tuf_nor_http_nor_cryptograp
     code = (
         "import sys\n"
         "import kensho.delivery.manifest, kensho.delivery.packs, kensho.delivery.releases, kensho.delivery.layout\n"
+        "import kensho.delivery.trusted_folder, kensho.delivery.rollout\n"
         "bad = {'tuf', 'urllib3', 'securesystemslib', 'cryptography', 'msgspec', 'numpy', 'pyfastcdc', 'http.client'}\n"
         "print(sorted(bad & set(sys.modules)))"
     )
