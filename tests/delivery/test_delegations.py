@@ -158,7 +158,7 @@ def chain(number: int) -> Targets:
     return repo.targets()
 
 
-@pytest.mark.parametrize("patterns", [["x"] * (MAX_PATTERNS + 1), ["x" * 1025], ["*a" * 33]])
+@pytest.mark.parametrize("patterns", [["x"] * (MAX_PATTERNS + 1), ["x" * 1025], ["*a" * 33], ["?" * 33], ["[a]" * 33]])
 def test_patterns_that_would_cost_too_much_are_refused(patterns: list[str], made: Callable[..., Client]) -> None:
     client = made(edge("targets", "A", paths=patterns))
     with pytest.raises(TrustError, match="patterns"):
