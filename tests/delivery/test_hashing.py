@@ -1,6 +1,7 @@
 """Digests of spans, whatever the number of threads."""
 
 import errno
+import os
 from itertools import permutations
 from pathlib import Path
 
@@ -56,8 +57,9 @@ def test_a_following_hash_is_that_of_the_file_in_whatever_order_it_is_filled(thr
             following.follow()
 
         for_each(order, act, threads=threads)
-        (tmp_path / f"{threads}{order}").write_bytes(b"")  # it has followed to the end: nothing is left to read
+        disk.write(fd, b"?" * len(DATA), 0)  # it has followed to the end: nothing is left to read
         assert following.finish(fd) == digest_of(DATA)
+        following.close()
         disk.close(fd)
 
 
@@ -96,3 +98,22 @@ def test_following_is_done_in_portions(tmp_path: Path, monkeypatch: pytest.Monke
     reads = [following.follow() or disk.reads for _ in range(6)]
     assert reads == sorted(reads)
     assert reads[0] < reads[4] == reads[5]
+
+
+@pytest.mark.parametrize("kind", ["replaced", "cut"])
+def test_what_was_hashed_of_a_file_that_was_replaced_or_cut_is_forgotten(kind: str, tmp_path: Path) -> None:
+    path, disk = tmp_path / "f", RealDisk()
+    path.write_bytes(DATA)
+    following = FollowingHash(disk, path, PARTS)
+    following.fill(*range(5))
+    following.follow()
+    if kind == "replaced":
+        path.unlink()
+        path.write_bytes(b"x" * len(DATA))
+    else:
+        os.truncate(path, 100)
+    fd = disk.open_read(path)
+    found = following.finish(fd)
+    following.close()
+    disk.close(fd)
+    assert found == digest_of(path.read_bytes())

@@ -109,6 +109,20 @@ def test_much_that_was_written_is_synced_at_once_and_thrown_away_if_that_fails(
     assert not staging.path(FILE.digest).exists(), "a later fsync would call its lost pages clean"
 
 
+@pytest.mark.parametrize("filled", [(0, 1, 2), range(6)])
+def test_a_partial_file_that_vanishes_while_it_fills_never_gets_its_name(
+    staging: Staging, ram: Path, filled: tuple[int, ...]
+) -> None:
+    """What was hashed of it is worth nothing then."""
+    _fill(staging, *filled)
+    staging.path(FILE.digest).unlink()
+    for index in sorted(set(range(6)) - set(filled)):
+        staging.write(SLOTS[index], PARTS[index])
+    with pytest.raises(Damaged):
+        staging.finish(FILE, ram / "blobs" / FILE.digest, now=5.0)
+    assert not (ram / "blobs" / FILE.digest).exists()
+
+
 def test_a_copy_that_cannot_be_read_whole_is_none(staging: Staging, ram: Path) -> None:
     staging.prepare(FILE)
     (ram / "other").write_bytes(b"-" + PARTS[1] + PARTS[2][:-1])
@@ -161,3 +175,23 @@ def test_a_file_that_another_process_put_in_its_place_is_not_vouched_for(ram: Pa
     _fill(staging, *range(6))
     with pytest.raises(Damaged, match="another process"):
         staging.finish(FILE, ram / "blobs" / FILE.digest, now=5.0)
+
+
+def test_nothing_stays_open_and_few_files_are_followed(ram: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kensho.delivery.staging.MAX_FOLLOWED", 1)
+    for name in ("staging", "blobs"):
+        (ram / name).mkdir()
+    staging = Staging(ram / "staging", disk=RealDisk())
+    other = WantedFile(digest_of(DATA * 2), 2 * len(DATA), CHUNKS * 2)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    _fill(staging, 0, 1, 2)
+    staging.prepare(other)
+    for index, (offset, _) in enumerate(offsets(other.chunks)):
+        staging.write(Slot(other.digest, index, offset), PARTS[index % 6])
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    staging.finish(other, ram / "blobs" / other.digest, now=5.0)
+    _fill(staging, 3, 4, 5)
+    staging.release()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    staging.finish(FILE, ram / "blobs" / FILE.digest, now=5.0)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

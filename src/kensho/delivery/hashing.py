@@ -4,6 +4,7 @@ Measured (design of delivery, section 3): `hashlib.file_digest` reaches 0.74 GB/
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,14 +42,17 @@ def hash_file(disk: Disk, fd: int, size_bytes: int) -> Digest:
 class FollowingHash:
     """SHA-256 of a file that is filled in any order: what is filled from the front on is read back and hashed, by
     whichever thread has just filled something and finds nobody at it. So when the last part is there, little is left to
-    hash, and the network never waits for a second pass. Thread-safe; `parts` are the lengths, without gap."""
+    hash, and the network never waits for a second pass. Thread-safe; `parts` are the lengths, without gap.
+
+    It holds the file open from the first part to `finish` or `close`: a name may lead to another file by then, and a
+    number of an inode is given again as soon as nobody has it open."""
 
     def __init__(self, disk: Disk, path: Path, parts: Sequence[int]) -> None:
         self._disk, self._path, self._parts = disk, path, parts
         self._is_filled = bytearray(len(parts))
         self._at_work = threading.Lock()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
-        self._inode = (-1, -1)
+        self._fd = -1
         self._restart()
 
     def fill(self, *indices: int) -> None:
@@ -65,35 +69,39 @@ class FollowingHash:
         limit = self._offset + MAX_FOLLOW_BYTES
         while self._can_go_on and self._offset < limit and self._at_work.acquire(blocking=False):
             try:
-                fd = self._disk.open_read(self._path)
-                try:
-                    self._stay_with(fd)
-                    while self._can_go_on and self._offset < limit:
-                        self._hash_next(fd)
-                finally:
-                    self._disk.close(fd)
+                if self._fd < 0:
+                    self._fd = self._disk.open_read(self._path)
+                while self._can_go_on and self._offset < limit:
+                    self._hash_next(self._fd)
             finally:
                 self._at_work.release()
             # Looked at again: a part may have been filled between the last look and the release.
 
     def finish(self, fd: int) -> Digest:
-        """Of the whole file, parts that nobody filled included. OSError if it cannot be read."""
+        """Of the whole file that is open, parts that nobody filled included. OSError if it cannot be read."""
         with self._at_work:
-            self._stay_with(fd)
+            if not self._is_the_same(self._disk.fstat(fd)):
+                self._restart()  # what was hashed is not there any more
             while self._next < len(self._parts):
                 self._hash_next(fd)
             return Digest(self._hash.hexdigest())
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._at_work:
+            if self._fd >= 0:
+                self._disk.close(self._fd)
+                self._fd = -1
 
     @property
     def _can_go_on(self) -> bool:
         return self._next < len(self._parts) and bool(self._is_filled[self._next])
 
-    def _stay_with(self, fd: int) -> None:
-        """What was hashed of another file of that name says nothing of this one."""
-        found = self._disk.fstat(fd)
-        if self._inode != (found.st_dev, found.st_ino):
-            self._restart()
-            self._inode = (found.st_dev, found.st_ino)
+    def _is_the_same(self, found: os.stat_result) -> bool:
+        """The file that was followed, and neither cut nor extended."""
+        return (
+            self._fd >= 0 and os.path.samestat(found, self._disk.fstat(self._fd)) and found.st_size == sum(self._parts)
+        )
 
     def _restart(self) -> None:
         self._hash, self._next, self._offset = hashlib.sha256(), 0, 0

@@ -10,6 +10,7 @@ only what was not yet synced. Hashing costs 0.1 s per 300 MB; what was never wri
 import stat
 from collections import Counter
 from collections.abc import Collection
+from contextlib import closing
 from pathlib import Path
 from threading import Lock
 
@@ -27,6 +28,9 @@ SYNC_BYTES = 64 << 20
 """Of one file, written and not yet synced. Whoever wrote the last of them syncs, while the others go on: so the disk
 works from the beginning, and a power cut costs little. Measured on ext4: a repair of 300 MB takes 0.34 s instead of
 0.41; half as much is no faster."""
+MAX_FOLLOWED = 64
+"""Files that are hashed while they fill, each of which is held open. The others, and those of one chunk, are hashed
+when they are finished."""
 
 
 class Staging:
@@ -56,8 +60,16 @@ class Staging:
                     self._disk.truncate(fd, file.size_bytes)
             finally:
                 self._disk.close(fd)
-        self._following[file.digest] = self._follow(file)
-        self._following[file.digest].fill(*kept)
+        if following := self._following.pop(file.digest, None):
+            following.close()
+        if len(file.chunks) > 1 and len(self._following) < MAX_FOLLOWED:
+            self._following[file.digest] = self._follow(file)
+            self._following[file.digest].fill(*kept)
+
+    def release(self) -> None:
+        """Nothing is filled any more: files that were not finished are closed. Idempotent."""
+        while self._following:
+            self._following.popitem()[1].close()
 
     def verified(self, file: WantedFile) -> frozenset[int]:
         """Indices of the chunks whose bytes are right. Hashes what is not a hole, on two threads."""
@@ -116,7 +128,7 @@ class Staging:
         """
         path = self.path(file.digest)
         following = self._following.pop(file.digest, None) or self._follow(file)
-        with storage_errors("finish a file", self._folder):
+        with closing(following), storage_errors("finish a file", self._folder):
             fd = self._disk.open_write(path)
             try:
                 with Meanwhile(lambda: following.finish(fd)) as hashing:  # needs the processor, fsync the disk

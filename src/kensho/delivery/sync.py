@@ -61,23 +61,26 @@ def bring(
     names = {file.digest: path for path, file in want.items()}
     have, records = inventory.have, list(inventory.records)
     origins, failed, copied = dict[Digest, str](), dict[Digest, TransportError](), set[Digest]()
-    while plan.files:  # each time there are fewer places to copy from, or nothing is left to do
-        outcome = transfer.run(plan, names)
-        origins |= outcome.origins
-        copied |= {copy.item.chunk.digest for copy in plan.copies}
-        copied -= {item.chunk.digest for fetch in plan.fetches for item in fetch.items}
-        have, wrong = _after(have, plan, outcome), outcome.stale
-        if not wrong:
-            failed = {file.digest: error for file in plan.files if (error := _failure(file, outcome))}
-            for file in plan.files:
-                if file.digest not in failed:
-                    have, found = _finish(store, file, have, copied, records, now=clock.wall_s())
-                    wrong |= found
-        if not wrong:
-            break
-        chunks = {digest: places[1:] if digest in wrong else places for digest, places in have.chunks.items()}
-        have = replace(have, chunks=chunks)
-        plan = plan_files(store, model, version, list(want.values()), have)
+    try:
+        while plan.files:  # each time there are fewer places to copy from, or nothing is left to do
+            outcome = transfer.run(plan, names)
+            origins |= outcome.origins
+            copied |= {copy.item.chunk.digest for copy in plan.copies}
+            copied -= {item.chunk.digest for fetch in plan.fetches for item in fetch.items}
+            have, wrong = _after(have, plan, outcome), outcome.stale
+            if not wrong:
+                failed = {file.digest: error for file in plan.files if (error := _failure(file, outcome))}
+                for file in plan.files:
+                    if file.digest not in failed:
+                        have, found = _finish(store, file, have, copied, records, now=clock.wall_s())
+                        wrong |= found
+            if not wrong:
+                break
+            chunks = {digest: places[1:] if digest in wrong else places for digest, places in have.chunks.items()}
+            have = replace(have, chunks=chunks)
+            plan = plan_files(store, model, version, list(want.values()), have)
+    finally:
+        store.staging.release()
     return Brought(first, tuple(records), failed, origins)
 
 
