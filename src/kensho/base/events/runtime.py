@@ -63,6 +63,34 @@ class GraphLoaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphMissed(Event):
+    """The graph has to be made. `differing` names the key fields in which a cached graph of the same model differs."""
+
+    name: ClassVar[str] = "runtime.graph.missed"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "no compiled graph of {model} {version} here: {reason} {differing}"
+    model: str
+    version: str
+    reason: str
+    differing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecompileStorm(Event):
+    """One content, many graphs: something in the key changes that should not."""
+
+    name: ClassVar[str] = "runtime.graph.storm"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{model} {version} is compiled though {graphs} graphs of it are cached: {differing} differs"
+    model: str
+    version: str
+    graphs: int
+    differing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GraphDropped(Event):
     name: ClassVar[str] = "runtime.graph.dropped"
     service: ClassVar[Service] = "runtime"
