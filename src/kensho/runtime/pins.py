@@ -39,7 +39,7 @@ def pin_graph(folder: Path) -> Pin:
     holds nothing: an entry that is removed while it is mapped stays readable, only a later start has to compile again.
     """
     path = folder / HEADER_FILE
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not waiting for what is no plain file
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -89,7 +89,7 @@ class FileLock:
     @classmethod
     def on_existing(cls, path: Path) -> "FileLock | None":
         """The lock on the file `path`; None while somebody holds it. Raises OSError, also when it is absent."""
-        return cls._take(path, os.O_RDONLY | os.O_NOFOLLOW)
+        return cls._take(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     @classmethod
     def on_folder(cls, path: Path) -> "FileLock | None":
