@@ -11,6 +11,7 @@ stamp are found only by `verify`, which hashes: call it in the background.
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -18,9 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kensho.base.clock import Seconds
 from kensho.base.errors import Damaged, StorageError
 from kensho.base.events import Emit, GraphDropped
 from kensho.base.ids import GraphKey
+from kensho.runtime.compile_failures import CompileFailures, add_failure, read_failures, write_failures
+from kensho.runtime.graph_kin import find_replaced
 from kensho.runtime.graph_record import (
     MAX_RECORD_BYTES,
     RECORD_FILE,
@@ -37,13 +41,34 @@ from kensho.runtime.header import (
     HEADER_FILE,
     WEIGHTS_FILE,
     GraphHeader,
+    KeyFields,
     graph_key,
     read_header,
     verify_graph,
 )
 from kensho.runtime.pins import FileLock, Pin, claim_unpinned, is_pinned, pin_graph
+from kensho.runtime.plain_file import read_plain
 from kensho.runtime.temp_folder import TempFolder, Token, sweep
 
+_LASTING = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+    }
+)
+"""What the same call meets again a moment later. Anything else (EIO, ESTALE, EBUSY ...) may pass."""
 _FILES = (HEADER_FILE, GRAPH_FILE, WEIGHTS_FILE)
 _KEY_LENGTH = 64
 
@@ -98,6 +123,23 @@ class GraphCache:
         """Hash every byte of the entry (0.5 ms per MiB), whatever its stamps. Raises Damaged: `drop` it then."""
         self._check(key, self._folder / key, has_to_hash=True)
 
+    def keys(self) -> dict[GraphKey, KeyFields]:
+        """What the readable entries were made from. A header of 270M takes under a millisecond."""
+        found = {}
+        for folder in self._folders():
+            with contextlib.suppress(Damaged):
+                self._stamps(folder)  # a pipe in the place of a file is never opened
+                found[GraphKey(folder.name)] = read_header(folder).key
+        return found
+
+    def failures(self, key: GraphKey) -> CompileFailures | None:
+        """What is remembered of compiles of this key that failed."""
+        return read_failures(self._failures_file(key))
+
+    def note_failure(self, key: GraphKey, now_wall_s: Seconds, stage: str, reason: str) -> None:
+        """Remember that a compile of this key failed; the caller holds its `compile_lock`. A good one forgets it."""
+        write_failures(self._failures_file(key), add_failure(self.failures(key), now_wall_s, stage, reason))
+
     def compile_lock(self, key: GraphKey) -> FileLock | None:
         """The right to make or drop this entry, None while another holds it. Raises StorageError."""
         with _translated("locked"):
@@ -144,6 +186,10 @@ class GraphCache:
             _fsync_folder(self._folder)
             pin = pin_graph(self._folder / key)
         self._write_record(self._folder / key, self._stamps(self._folder / key), self._last_use() + 1)
+        with contextlib.suppress(OSError):
+            self._failures_file(key).unlink(missing_ok=True)
+        for old, names in find_replaced(header.key, self.keys()).items():
+            self._remove(old, f"replaced: another {' and '.join(names)}")
         self.evict(self._limit_bytes)
         return Hit(self._folder / key, header, pin)
 
@@ -163,9 +209,11 @@ class GraphCache:
 
         What the disk refuses to remove stays.
         """
-        return sum(self._evict(key) for key in choose_evictions(self.entries(), limit_bytes))
+        reason = "evicted: the graph cache is over its bound"
+        return sum(self._remove(key, reason) for key in choose_evictions(self.entries(), limit_bytes))
 
-    def _evict(self, key: GraphKey) -> bool:
+    def _remove(self, key: GraphKey, reason: str) -> bool:
+        """Drop the entry unless somebody uses or makes it."""
         with contextlib.suppress(StorageError, OSError), contextlib.ExitStack() as locks:
             lock = self.compile_lock(key)
             if lock is None:
@@ -175,7 +223,7 @@ class GraphCache:
             claim = claim_unpinned(self._folder / key)
             if claim is not None:
                 locks.callback(claim.close)
-                self.drop(key, "evicted: the graph cache is over its bound")
+                self.drop(key, reason)
                 return True
         return False
 
@@ -212,8 +260,7 @@ class GraphCache:
 
     def _read_record(self, folder: Path) -> GraphRecord | None:
         try:
-            with (folder / RECORD_FILE).open("rb") as file:
-                return parse_record(file.read(MAX_RECORD_BYTES))
+            return parse_record(read_plain(folder / RECORD_FILE, MAX_RECORD_BYTES))
         except OSError:
             return None
 
@@ -224,6 +271,9 @@ class GraphCache:
         with contextlib.suppress(OSError):
             new.write_bytes(data)
             new.replace(folder / RECORD_FILE)
+
+    def _failures_file(self, key: GraphKey) -> Path:
+        return self._folder / f"{key}.failed"
 
     def _last_use(self) -> int:
         records = [self._read_record(folder) for folder in self._folders()]
@@ -258,7 +308,9 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"the graph cache cannot be {what}: {error.strerror}", advice="free space or mend the store's folder"
+            f"the graph cache cannot be {what}: {error.strerror}",
+            advice="free space or mend the store's folder",
+            may_pass=error.errno not in _LASTING,
         ) from error
 
 

@@ -1,21 +1,31 @@
 """Find a graph on disk or make it, whatever the disk and the compiler do (rows R3, R7, R8).
 
-Rules: (1) one compile a key, in this process and in all; (2) a failed compile is tried once more; (3) what the graph
-cache's disk refuses is said once and worked around in a private folder; (4) cancelling leaves no process and no folder.
+Rules: (1) one compile a key, in this process and in all; (2) a failed compile is tried once more, and after the third
+failure not for an hour; (3) trouble with the disk that may pass is tried again; what it goes on refusing is said once
+and worked around in a private folder; (4) cancelling leaves no process and no folder; (5) why a graph was not found is
+said, with the key fields that differ.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed, Damaged, StorageError
-from kensho.base.events import CompileFinished, CompileRetried, Emit, GraphCacheUnavailable
+from kensho.base.events import (
+    CompileFinished,
+    CompileRetried,
+    Emit,
+    GraphCacheUnavailable,
+    GraphMissed,
+    RecompileStorm,
+)
 from kensho.base.ids import GraphKey
 from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.graph_cache import GraphCache, Hit
+from kensho.runtime.graph_cache import GraphCache, Hit, Miss
+from kensho.runtime.graph_kin import find_kin
 from kensho.runtime.header import graph_key, read_header, verify_graph
 from kensho.runtime.loaded_graph import Origin
 from kensho.runtime.pins import FileLock
@@ -23,6 +33,10 @@ from kensho.runtime.temp_folder import TempFolder, Token, sweep
 
 _ATTEMPTS = 2
 _LOCK_POLL_S: Seconds = 0.05
+_DELAYS_S: tuple[Seconds, ...] = (0.05, 0.25)
+"""Between attempts on a disk in trouble: somebody waits for the answer, and without the cache it comes too."""
+
+T = TypeVar("T")
 
 
 class GraphCompiler(Protocol):
@@ -63,21 +77,23 @@ class GraphMaker:
 
     async def find(self, key: GraphKey) -> MadeGraph | None:
         """The entry of the graph cache, if there is a good one."""
-        found = await asyncio.to_thread(self._cache.lookup, key)
+        found = await self._lookup(key)
         return _cached(found) if isinstance(found, Hit) else None
 
     async def drop(self, key: GraphKey, reason: str) -> None:
         """Remove the entry, so that it is made anew. What the disk refuses is said."""
         try:
             lock = await self._lock(key)
-            await asyncio.to_thread(self._cache.drop, key, reason)
-            lock.close()
+            try:
+                await self._patiently(lambda: self._cache.drop(key, reason))
+            finally:
+                lock.close()
         except StorageError as error:
             self._say_unavailable(error)
 
     async def find_or_make(self, key: GraphKey, job: CompileJob) -> tuple[MadeGraph, Origin]:
         """The entry, compiled if need be. Raises ModelError, CompileFailed, NotEnoughSpace, StorageError."""
-        found = await asyncio.to_thread(self._cache.lookup, key)
+        found = await self._lookup(key)
         if isinstance(found, Hit):
             return _cached(found), "disk"
         try:
@@ -86,9 +102,11 @@ class GraphMaker:
             return await self._compile_privately(job, error), "compile"
         try:
             # Another process may have made it while we waited.
-            found = await asyncio.to_thread(self._cache.lookup, key)
+            found = await self._lookup(key)
             if isinstance(found, Hit):
                 return _cached(found), "disk"
+            await self._refuse_barred(key, job)
+            await self._explain(found, job)
             if found.reason == "format_newer":
                 return await self._compile_privately(job, StorageError(found.detail)), "compile"
             return await self._compile(key, job, None if found.reason == "absent" else found.detail), "compile"
@@ -112,7 +130,7 @@ class GraphMaker:
 
         async def publish(temp: TempFolder) -> MadeGraph:
             try:
-                hit = await asyncio.to_thread(self._cache.publish, key, temp)
+                hit = await self._patiently(lambda: self._cache.publish(key, temp))
             except Damaged:
                 raise
             except StorageError as error:
@@ -124,8 +142,8 @@ class GraphMaker:
 
         try:
             if damage is not None:
-                await asyncio.to_thread(self._cache.drop, key, damage)
-            return await self._attempts(job, self._cache.make_temp, publish)
+                await self._patiently(lambda: self._cache.drop(key, damage))
+            return await self._attempts(job, self._cache.make_temp, publish, key)
         except StorageError as error:
             return await self._compile_privately(job, error)
 
@@ -138,12 +156,19 @@ class GraphMaker:
         return await self._attempts(job, self._make_scratch, keep)
 
     async def _attempts(
-        self, job: CompileJob, make_temp: Callable[[], TempFolder], finish: Callable[[TempFolder], Awaitable[MadeGraph]]
+        self,
+        job: CompileJob,
+        make_temp: Callable[[], TempFolder],
+        finish: Callable[[TempFolder], Awaitable[MadeGraph]],
+        key: GraphKey | None = None,
     ) -> MadeGraph:
-        """Do the job in a temporary folder and `finish` it; a compile that fails is tried once more."""
+        """Do the job in a temporary folder and `finish` it; a compile that fails is tried once more.
+
+        Failures are remembered under `key`.
+        """
         for left in reversed(range(_ATTEMPTS)):
             began_s = self._clock.monotonic_s()
-            temp = await asyncio.to_thread(make_temp)
+            temp = await self._patiently(make_temp)
             try:
                 await self._compiler.compile(replace(job, out_folder=str(temp.path)))
                 try:
@@ -156,6 +181,9 @@ class GraphMaker:
                 temp.close()
                 stage = str(error.facts.get("stage", ""))
                 self._emit(CompileRetried(model=job.model, version=job.version, stage=stage, reason=error.message))
+                if key is not None:
+                    wall_s = self._clock.wall_s()
+                    await asyncio.to_thread(self._cache.note_failure, key, wall_s, stage, error.message)
                 if not left:
                     raise
             except BaseException:
@@ -168,11 +196,50 @@ class GraphMaker:
 
     async def _lock(self, key: GraphKey) -> FileLock:
         while True:
-            lock = await asyncio.to_thread(self._cache.compile_lock, key)
+            lock = await self._patiently(lambda: self._cache.compile_lock(key))
             if lock:
                 return lock
             # The lock of another process is no event of the loop.
             await asyncio.sleep(_LOCK_POLL_S)
+
+    async def _lookup(self, key: GraphKey) -> Hit | Miss:
+        for delay_s in (*_DELAYS_S, None):
+            found = await asyncio.to_thread(self._cache.lookup, key)
+            if isinstance(found, Hit) or found.reason != "unreadable" or delay_s is None:
+                break
+            await asyncio.sleep(delay_s)
+        return found
+
+    async def _patiently(self, work: Callable[[], T]) -> T:
+        """Blocking work on the disk, tried again while what it refuses may pass (row R8)."""
+        for delay_s in _DELAYS_S:
+            try:
+                return await asyncio.to_thread(work)
+            except StorageError as error:
+                if not error.facts.get("may_pass"):
+                    raise
+            await asyncio.sleep(delay_s)
+        return await asyncio.to_thread(work)
+
+    async def _refuse_barred(self, key: GraphKey, job: CompileJob) -> None:
+        failures = await asyncio.to_thread(self._cache.failures, key)
+        barred_s = failures.barred_s(self._clock.wall_s()) if failures else 0.0
+        if failures and barred_s:
+            raise CompileFailed(
+                f"compiling {job.model} failed {failures.count} times, last in {failures.stage}: {failures.reason}",
+                advice=f"it is tried again in {barred_s / 60:.0f} min, or after kensho graphs clear",
+                stage=failures.stage,
+            )
+
+    async def _explain(self, missed: Miss, job: CompileJob) -> None:
+        """Say why the graph has to be made."""
+        if job.key is None:
+            return
+        kin = find_kin(job.key, await asyncio.to_thread(self._cache.keys))
+        differing = ", ".join(kin.differing)
+        self._emit(GraphMissed(model=job.model, version=job.version, reason=missed.reason, differing=differing))
+        if kin.is_storm:
+            self._emit(RecompileStorm(model=job.model, version=job.version, graphs=kin.relatives, differing=differing))
 
     def _make_scratch(self) -> TempFolder:
         try:
