@@ -1,0 +1,517 @@
+"""The 22 ways in which a cache of compiled graphs fails, each with the test that holds it. Numbers as in the issue;
+files without a folder lie beside this one, the others below tests/.
+
+| # | failure | test |
+|---|---|---|
+| 1 | torn write, power cut | test_01..., test_graph_cache `what_killed_compilers_left_is_swept` |
+| 2 | flipped bit in the weights | test_02... (a compiled entry), test_graph_cache `a_flipped_byte` |
+| 3 | flipped bit in header or graph | test_03... (every byte of a real header), runtime/test_header |
+| 4 | weights replaced, same size and time | test_04... |
+| 5 | another CPU | test_05... |
+| 6 | another engine or device | test_06... |
+| 7 | another engine version | test_07... |
+| 8 | older or newer format | test_08..., test_loader `an_entry_of_a_later_format` |
+| 9 | two processes, one key | test_loader `two_processes_compile_a_key_once` |
+| 10 | compiler killed | test_10..., test_compiler `a_compiler_that_dies`, test_loader `killed_while_compiling` |
+| 11 | compile hangs | test_compiler `a_compiler_that_hangs_is_killed` |
+| 12 | disk full while saving | test_12... (a real full disk), test_loader `no_space` |
+| 13 | read-only, no permission, missing | test_13... (a real read-only disk), test_loader `cannot_be_written` |
+| 14 | over its limit | test_graph_record (property), test_graph_cache, test_loader `larger_than_the_cache` |
+| 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, test_memory (cgroups) |
+| 16 | file cut short under a live mapping | test_16..., test_host `cut_short_under_a_running_host` |
+| 17 | deleted while mapped | test_17... |
+| 18 | clock jumps | test_18... |
+| 19 | hostile file | test_19..., runtime/test_header `hostile_json`, test_graph_cache `a_link` |
+| 20 | loads, then fails | test_loader `proves_bad_in_use`, app/test_serving `no_engine_can_start_with` |
+| 21 | storm of recompiles | test_21... |
+| 22 | eviction and a request at once | test_22..., test_graph_cache `pinned_at_the_last_moment` |
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kensho.base.clock import SystemClock
+from kensho.base.errors import CompileFailed, EngineCrashed, StorageError
+from kensho.base.events import Event, GraphCacheUnavailable, GraphDropped, GraphMissed, RecompileStorm
+from kensho.base.ids import GraphKey, digest_of
+from kensho.base.inference import Sampling
+from kensho.runtime.compile_failures import BARRED_S
+from kensho.runtime.compile_job import CompileJob
+from kensho.runtime.graph_cache import GraphCache, Hit, Miss
+from kensho.runtime.header import GraphHeader, dump_header, graph_key, read_header
+from kensho.runtime.host import EngineHost
+from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.loader import ModelLoader
+from kensho.runtime.machine import Machine
+from kensho.testing.clock import VirtualClock
+
+Put = Callable[..., tuple[GraphKey, Hit]]
+MakeCache = Callable[..., GraphCache]
+HERE = Machine("x86_64", "linux", ("avx2", "avx512_vnni"), "1.31.1")
+DIGESTS = {name: digest_of(name.encode()) for name in ("config.json", "tokenizer.json", "model.safetensors")}
+ONCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Scripted:
+    """A compiler that writes what a real one would leave, or fails as told."""
+
+    def __init__(self, write: Callable[..., GraphHeader]) -> None:
+        self._write = write
+        self.compiles = 0
+        self.errors: list[Exception] = []
+
+    async def compile(self, job: CompileJob) -> None:
+        self.compiles += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self._write(Path(job.out_folder), job.model, key=job.key)
+
+
+class World:
+    """One disk; a loader for each program and machine that uses it."""
+
+    def __init__(self, root: Path, write: Callable[..., GraphHeader]) -> None:
+        self.graphs = root / "graphs"
+        self.scratch = root / "scratch"
+        self.clock = VirtualClock()
+        self.events: list[Event] = []
+        self.compiler = Scripted(write)
+        self._numbers = count()
+
+    def cache(self) -> GraphCache:
+        return GraphCache(self.graphs, limit_bytes=1 << 30, token=self._token, emit=self.events.append)
+
+    def load(self, machine: Machine = HERE, **digests: bytes) -> LoadedGraph:
+        """As a program does that starts, loads the model and ends."""
+        loader = ModelLoader(
+            cache=self.cache(),
+            compiler=self.compiler,
+            scratch=self.scratch,
+            token=self._token,
+            machine=machine,
+            clock=self.clock,
+            emit=self.events.append,
+            max_context=2048,
+            threads=1,
+        )
+        changed = {name.replace("_", "."): digest_of(data) for name, data in digests.items()}
+        try:
+            return asyncio.run(loader.load("m", "1", self.graphs, {**DIGESTS, **changed}, tier="mapped"))
+        finally:
+            loader.close()
+
+    def missed(self) -> list[tuple[str, str]]:
+        return [(event.reason, event.differing) for event in self.events if isinstance(event, GraphMissed)]
+
+    def dropped(self) -> list[str]:
+        return [event.reason for event in self.events if isinstance(event, GraphDropped)]
+
+    def _token(self) -> str:
+        return f"t{next(self._numbers)}"
+
+
+@pytest.fixture
+def world(tmp_path: Path, write: Callable[..., GraphHeader]) -> World:
+    return World(tmp_path, write)
+
+
+@pytest.fixture
+def compiled(graph: LoadedGraph, tmp_path: Path) -> LoadedGraph:
+    """A really compiled entry under its key, to spoil."""
+    folder = tmp_path / "graphs" / graph.key
+    shutil.copytree(graph.graph_folder, folder)
+    return replace(graph, graph_folder=folder)
+
+
+def reason(found: Hit | Miss) -> str:
+    return found.reason if isinstance(found, Miss) else "hit"
+
+
+def test_01_an_entry_appears_only_after_its_bytes_are_on_the_disk(
+    make_cache: MakeCache, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        steps.append("fsync " + Path(f"/proc/self/fd/{descriptor}").readlink().name[:4])
+        real_fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    put(make_cache(), "a")
+    assert steps == ["fsync .tmp", "rename", "fsync grap"]
+
+
+@pytest.mark.real
+def test_02_no_flipped_byte_of_a_really_compiled_entry_is_ever_served(
+    compiled: LoadedGraph, make_cache: MakeCache
+) -> None:
+    folder, key = compiled.graph_folder, compiled.key
+    sizes = {name: (folder / name).stat().st_size for name in ("graph.onnx", "weights.bin", "header.json")}
+    assert reason(make_cache().lookup(key)) == "hit"
+
+    @ONCE
+    @given(st.sampled_from(sorted(sizes)), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+    def flip(name: str, where: float, bits: int) -> None:
+        path, at = folder / name, int(where * sizes[name])
+        data = bytearray(path.read_bytes())
+        data[at] ^= bits
+        path.write_bytes(data)
+        assert reason(make_cache().lookup(key)) == "damaged"
+        data[at] ^= bits
+        path.write_bytes(data)
+
+    flip()
+    assert reason(make_cache().lookup(key)) == "hit"
+
+
+@pytest.mark.real
+def test_03_no_byte_of_a_real_header_can_change(compiled: LoadedGraph, make_cache: MakeCache) -> None:
+    path = compiled.graph_folder / "header.json"
+    data = path.read_bytes()
+    for at in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        assert reason(make_cache().lookup(compiled.key)) == "damaged", at
+
+
+def test_04_replaced_weights_of_the_same_size_and_time_have_another_graph(world: World) -> None:
+    first, second = world.load(), world.load(model_safetensors=b"other weights")
+    assert first.key != second.key
+    assert world.compiler.compiles == 2
+    assert first.graph_folder.is_dir()
+
+
+def test_05_a_graph_for_another_cpu_is_not_executed_and_not_removed(world: World) -> None:
+    there = world.load()
+    here = world.load(Machine("x86_64", "linux", ("avx2",), "1.31.1"))
+    assert (here.source, here.key == there.key) == ("compile", False)
+    assert world.missed()[-1] == ("absent", "cpu_features")
+    assert world.load().source == "disk"
+    shutil.rmtree(here.graph_folder)
+    there.graph_folder.rename(here.graph_folder)  # even if somebody puts it there
+    assert reason(world.cache().lookup(here.key)) == "damaged"
+
+
+def test_06_a_graph_for_another_engine_or_device_is_another_entry(world: World) -> None:
+    made = world.load()
+    fields = read_header(made.graph_folder).key
+    for other in (replace(fields, engine="onnxruntime-cuda"), replace(fields, arch="aarch64")):
+        assert reason(world.cache().lookup(graph_key(other))) == "absent"
+
+
+def test_07_the_graph_of_an_older_engine_stays_until_the_new_one_has_passed(world: World) -> None:
+    old = world.load()
+    newer = replace(HERE, engine_version="1.32.0")
+    world.compiler.errors = [CompileFailed("it does not answer like the exact one")] * 2
+    with pytest.raises(CompileFailed):
+        world.load(newer)
+    assert world.load().source == "disk"
+    new = world.load(newer)
+    assert new.source == "compile"
+    assert world.missed()[-1] == ("absent", "engine_version")
+    assert not old.graph_folder.exists()
+    assert world.dropped() == ["replaced: another engine_version"]
+
+
+def test_07_the_graph_of_an_older_engine_that_is_in_use_stays(world: World) -> None:
+    old = world.load()
+    user = world.cache().lookup(old.key)
+    assert isinstance(user, Hit)
+    world.load(replace(HERE, engine_version="1.32.0"))
+    assert (old.graph_folder / "weights.bin").exists()
+
+
+@pytest.mark.parametrize(("major", "is_kept"), [(0, False), (99, True)])
+def test_08_an_older_format_is_made_anew_and_a_newer_one_left_alone(world: World, major: int, is_kept: bool) -> None:
+    made = world.load()
+    path = made.graph_folder / "header.json"
+    other = dump_header(replace(read_header(made.graph_folder), format=(major, 0)))
+    path.write_bytes(other)
+    again = world.load()
+    assert again.source == "compile"
+    assert (path.read_bytes() == other) is is_kept
+    assert world.load().source == ("compile" if is_kept else "disk")
+
+
+def test_10_a_compile_that_fails_again_and_again_is_left_alone_for_an_hour(world: World) -> None:
+    world.compiler.errors = [CompileFailed("killed: SIGKILL", stage="compiling")] * 5
+    for _ in range(2):
+        with pytest.raises(CompileFailed, match="killed"):
+            world.load()
+    assert world.compiler.compiles == 4
+    with pytest.raises(CompileFailed, match="failed 4 times, last in compiling: killed: SIGKILL") as caught:
+        world.load()
+    assert caught.value.advice.startswith("it is tried again in 60 min")
+    assert world.compiler.compiles == 4
+    world.clock.sleep(BARRED_S)
+    assert world.load().source == "compile"  # one failure more, and then it works
+    assert world.compiler.compiles == 6
+    assert world.cache().failures(world.load().key) is None
+
+
+def full_disk_program(model_folder: Path, prepare: str) -> str:
+    """Load a model twice with its graph cache on a disk of its own, in a mount namespace of its own."""
+    program = f"""
+import asyncio, sys
+from pathlib import Path
+from secrets import token_hex
+from kensho.base.clock import SystemClock
+from kensho.base.ids import digest_of
+from kensho.runtime.compiler import Compiler
+from kensho.runtime.graph_cache import GraphCache
+from kensho.runtime.loader import ModelLoader
+from kensho.runtime.machine import read_machine
+root, model = Path(sys.argv[1]), Path({str(model_folder)!r})
+said = []
+token = lambda: token_hex(4)
+loader = ModelLoader(cache=GraphCache(root / "small/graphs", limit_bytes=1 << 30, token=token, emit=said.append),
+    compiler=Compiler(env={{}}, stall_s=60, emit=lambda event: None), scratch=root / "scratch", token=token,
+    machine=read_machine(), clock=SystemClock(), emit=said.append, max_context=256, threads=1)
+digests = {{path.name: digest_of(path.read_bytes()) for path in model.iterdir()}}
+async def twice():
+    first = await loader.load("m", "1", model, digests, tier="mapped")
+    second = await loader.load("m", "1", model, digests, tier="mapped")
+    return [first.source, second.source, str(first.graph_folder.relative_to(root).parts[0])]
+sources = asyncio.run(twice())
+left = [str(p.relative_to(root)) for p in root.rglob("weights.bin") if "scratch" not in p.parts]
+loader.close()
+print("\\n".join([*sources, str(left), str(list((root / "scratch").iterdir())), *[e.name for e in said]]))
+"""
+    return f"{prepare} && exec {sys.executable} -c '{program.replace(chr(39), chr(34))}' \"$0\""
+
+
+def run_on_a_disk(root: Path, model_folder: Path, prepare: str) -> list[str]:
+    (root / "small").mkdir()
+    (root / "scratch").mkdir()
+    script = full_disk_program(model_folder, prepare)
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script, root], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.real
+@pytest.mark.needs("unshare")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("size", ["64k", "400k"])
+def test_12_a_full_disk_costs_the_cache_and_no_answer(tmp_path: Path, model_folder: Path, size: str) -> None:
+    mount = f'mount -t tmpfs -o size={size} tmpfs "$0/small" && mkdir "$0/small/graphs"'
+    first, second, place, left, scratch, *said = run_on_a_disk(tmp_path, model_folder, mount)
+    assert (first, second, place) == ("compile", "memory", "scratch")
+    assert (left, scratch) == ("[]", "[]")
+    assert said.count(GraphCacheUnavailable.name) == 1
+
+
+@pytest.mark.real
+@pytest.mark.needs("unshare")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_13_a_read_only_disk_costs_the_cache_and_no_answer(
+    tmp_path: Path, model_folder: Path, has_folder: bool
+) -> None:
+    mount = 'mount -t tmpfs -o size=9m tmpfs "$0/small"'
+    mount += (' && mkdir "$0/small/graphs"' if has_folder else "") + ' && mount -o remount,ro "$0/small"'
+    first, second, place, _, scratch, *said = run_on_a_disk(tmp_path, model_folder, mount)
+    assert (first, second, place, scratch) == ("compile", "memory", "scratch", "[]")
+    assert said.count(GraphCacheUnavailable.name) == 1
+
+
+def host_on(graph: LoadedGraph) -> EngineHost:
+    return EngineHost(
+        "primary",
+        graph,
+        clock=SystemClock(),
+        emit=lambda _: None,
+        env={},
+        threads=1,
+        max_context=64,
+        start_s=30,
+        inactivity_s=20,
+    )
+
+
+async def answer(host: EngineHost) -> list[int]:
+    return [token async for token in host.generate((2, 30, 31), (), Sampling(max_tokens=8))]
+
+
+@pytest.mark.real
+def test_16_a_file_cut_short_under_a_live_mapping_costs_a_request_and_is_made_anew(
+    compiled: LoadedGraph, make_cache: MakeCache
+) -> None:
+    async def scene() -> None:
+        host = host_on(compiled)
+        await host.start()
+        assert len(await answer(host)) == 8
+        os.truncate(compiled.graph_folder / "weights.bin", 0)
+        with pytest.raises(EngineCrashed, match="SIGBUS"):
+            await answer(host)
+        await host.close()
+
+    asyncio.run(scene())
+    assert reason(make_cache().lookup(compiled.key)) == "damaged"
+
+
+@pytest.mark.real
+def test_17_an_entry_that_is_removed_while_it_is_mapped_goes_on_answering(
+    compiled: LoadedGraph, make_cache: MakeCache
+) -> None:
+    async def scene() -> None:
+        host = host_on(compiled)
+        await host.start()
+        before = await answer(host)
+        shutil.rmtree(compiled.graph_folder)
+        assert await answer(host) == before
+        await host.close()
+
+    asyncio.run(scene())
+    assert reason(make_cache().lookup(compiled.key)) == "absent"
+
+
+def test_18_wrong_times_change_neither_what_is_served_nor_what_is_evicted(make_cache: MakeCache, put: Put) -> None:
+    cache = make_cache()
+    keys = []
+    for content, time_s in (("a", 4_000_000_000), ("b", 0), ("c", 1_700_000_000)):
+        key, made = put(cache, content)
+        made.pin.close()
+        keys.append(key)
+        for path in made.folder.iterdir():
+            os.utime(path, (time_s, time_s))
+    for key in keys:
+        found = make_cache().lookup(key)
+        assert isinstance(found, Hit)
+        found.pin.close()
+    assert [entry.key for entry in cache.entries()] == keys
+    cache.evict(2 * 7000)
+    assert [entry.key for entry in cache.entries()] == keys[1:]
+
+
+def test_18_a_clock_that_was_set_back_bars_nothing(world: World) -> None:
+    world.compiler.errors = [CompileFailed("killed")] * 4
+    for _ in range(2):
+        with pytest.raises(CompileFailed):
+            world.load()
+    world.clock.step_wall(-10 * BARRED_S)
+    assert world.load().source == "compile"
+
+
+@ONCE
+@given(st.binary(max_size=300), st.sampled_from(["header.json", "verified.json", "graph.onnx", "weights.bin"]))
+def test_19_no_bytes_make_a_lookup_fail_or_hit(make_cache: MakeCache, put: Put, data: bytes, name: str) -> None:
+    cache = make_cache()
+    key, made = put(cache, "a")
+    made.pin.close()
+    (made.folder / name).write_bytes(data)
+    assert reason(make_cache().lookup(key)) == ("hit" if name == "verified.json" else "damaged")
+    assert [entry.key for entry in cache.entries()] == [key]
+    cache.keys()
+    cache.evict(0)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling link", "no folder"])
+def test_19_what_is_no_plain_file_is_a_miss_and_never_waited_for(make_cache: MakeCache, put: Put, kind: str) -> None:
+    cache = make_cache()
+    key, made = put(cache, "a")
+    made.pin.close()
+    for name in ("header.json", "weights.bin"):
+        path = made.folder / name
+        path.unlink()
+        match kind:
+            case "fifo":
+                os.mkfifo(path)
+            case "folder":
+                path.mkdir()
+            case "dangling link":
+                path.symlink_to("/nowhere")
+            case "no folder":
+                shutil.rmtree(made.folder)
+                made.folder.write_text("a file")
+                break
+    assert reason(make_cache().lookup(key)) != "hit"
+    cache.entries()
+    cache.keys()
+
+
+def test_21_a_miss_names_the_key_field_that_differs_and_a_storm_is_an_alarm(world: World) -> None:
+    versions = [f"1.31.{number}" for number in range(5)]
+    users = []
+    for version in versions:
+        graph = world.load(replace(HERE, engine_version=version))
+        found = world.cache().lookup(graph.key)  # in use: nothing is removed
+        users.append(found)
+    assert world.missed() == [("absent", "")] + [("absent", "engine_version")] * 4
+    alarms = [event for event in world.events if isinstance(event, RecompileStorm)]
+    assert [(event.graphs, event.differing) for event in alarms] == [(3, "engine_version"), (4, "engine_version")]
+
+
+def test_22_what_a_lookup_hands_out_is_whole_while_others_evict_and_compile(make_cache: MakeCache, put: Put) -> None:
+    has_ended = threading.Event()
+    wrong: list[str] = []
+    key, made = put(make_cache(), "a")
+    made.pin.close()
+    hits = 0
+
+    def evict() -> None:
+        cache = make_cache()
+        while not has_ended.is_set():
+            cache.evict(0)
+
+    def compile_again() -> None:
+        cache = make_cache()
+        try:
+            for _ in range(40):
+                # Another holds the key's lock, or the entry is there already: a loader would have waited and looked.
+                with contextlib.suppress(AssertionError, StorageError):
+                    put(cache, "a")[1].pin.close()
+        finally:
+            has_ended.set()
+
+    threads = [threading.Thread(target=work) for work in (evict, compile_again)]
+    for thread in threads:
+        thread.start()
+    cache = make_cache()
+    while not has_ended.is_set():
+        found = cache.lookup(key)
+        if isinstance(found, Hit):
+            hits += 1
+            if (found.folder / "weights.bin").read_bytes() != b"a" * 5000:
+                wrong.append("bytes")
+            found.pin.close()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert hits
+
+
+def test_the_table_names_every_failure_and_tests_that_exist() -> None:
+    assert __doc__
+    rows = [line for line in __doc__.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    assert [int(row.split("|")[1]) for row in rows] == list(range(1, 23))
+    here = Path(__file__).read_text()
+    tests = Path(__file__).parents[1]
+    everything = "".join(path.read_text() for path in tests.rglob("test_*.py"))
+    for row in rows:
+        names = row.split("|")[3]
+        for word in names.split("`")[1::2]:
+            assert f"{word}" in everything.replace(__doc__, ""), word
+        for word in names.replace(",", " ").split():
+            if word.startswith("test_") and word.endswith("..."):
+                assert f"def {word[:-3]}" in here, word
