@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from errno import EPERM
 from pathlib import Path
 from typing import Final
@@ -23,9 +24,10 @@ from kensho.base.errors import ConfigError, KenshoError
 from kensho.delivery.checker import verify
 from kensho.delivery.disk import Disk, RealDisk
 from kensho.delivery.folder_source import FolderSource
-from kensho.delivery.leases import lease_version
+from kensho.delivery.keys import load_public_key, next_key_id
 from kensho.delivery.publisher import publish
 from kensho.delivery.repair import Repairer
+from kensho.delivery.repository import resign
 from kensho.delivery.retention import gc, pin, rollback
 from kensho.testing.client import NOW, Client
 from kensho.testing.memory_source import read_folder
@@ -102,18 +104,6 @@ def _prepared(*steps: Callable[[Stage], Callable[[Client], int]]) -> Callable[[S
         client.store.close()
 
     return prepare
-
-
-def _prepare_three_versions(stage: Stage, root: Path) -> None:
-    """The first one is in use while the third comes, so that the pull does not remove it by itself."""
-    client = stage.client(root)
-    _pull(stage.first)(client)
-    lease = lease_version(client.store.versions.path("voice", "1.0"))
-    for world in (stage.second, stage.third):
-        _pull(world)(client)
-    if lease:
-        lease.close()
-    client.store.close()
 
 
 def _acting(step: Callable[[Stage], Callable[[Client], int]]) -> Callable[[Stage, Path, Disk], None]:
@@ -280,10 +270,14 @@ def _prepare_repository(stage: Stage, root: Path) -> None:
 
 
 def _publish(stage: Stage, root: Path, disk: Disk) -> None:
+    _publish_with(stage.scratch / "1" / "keys", stage, root, disk)
+
+
+def _publish_with(keys: Path, stage: Stage, root: Path, disk: Disk) -> None:
     publish(
         stage.scratch / "2" / "models" / "voice" / "2.0",
         root / "repo",
-        stage.scratch / "1" / "keys",
+        keys,
         model="voice",
         version="2.0",
         now=NOW,
@@ -310,6 +304,30 @@ def _served(stage: Stage, root: Path, name: str) -> str:
     _check_content(client)
     client.store.close()
     return version
+
+
+def _prepare_repository_and_keys(stage: Stage, root: Path) -> None:
+    _prepare_repository(stage, root)
+    copy_tree(stage.scratch / "1" / "keys", root / "keys")
+
+
+def _rotate(stage: Stage, root: Path, disk: Disk) -> None:
+    del stage
+    resign(root / "repo", root / "keys", rotate="root", now=NOW + timedelta(days=1), disk=disk)
+
+
+def _look_at_rotation(stage: Stage, root: Path) -> Look:
+    """Clients are served all the time; the rotation can be finished, and the new key publishes."""
+    hold(_served(stage, root, "served") == "1.0", "clients are not served")
+    newest = max((root / "repo" / "metadata").glob("?.root.json"))
+    key = load_public_key(root / "keys", "root").keyid
+    is_done = key in newest.read_text() and next_key_id(root / "keys", "root") is None
+    is_new = is_done and newest.name != "1.root.json"
+    if not is_new:
+        _rotate(stage, root, RealDisk())
+    _publish_with(root / "keys", stage, root, RealDisk())
+    hold(_served(stage, root, "served-again") == "2.0", "nothing that clients take can be published after it")
+    return Look(is_new)
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -355,11 +373,12 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         _look_at_rollback,
     ),
     "gc": Operation(
-        _prepare_three_versions,
+        _prepared(lambda s: _pull(s.first), lambda s: _pull(s.second), lambda s: _pull(s.third)),
         _acting(lambda s: _collect),
         _look_at_gc,
     ),
     "pin": Operation(_prepared(lambda s: _pull(s.first)), _acting(lambda s: _hold_version), _look_at_pin),
     "refresh": Operation(_prepared(lambda s: _pull(s.first)), _refresh, _look_at_refresh),
+    "rotate": Operation(_prepare_repository_and_keys, _rotate, _look_at_rotation),
     "publish": Operation(_prepare_repository, _publish, _look_at_repository),
 }
