@@ -23,7 +23,7 @@ from kensho.base.events import (
     GraphMissed,
 )
 from kensho.base.ids import Digest, digest_of
-from kensho.runtime import graph_cache
+from kensho.runtime import graph_cache, graph_maker
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.compiler import Compiler
 from kensho.runtime.graph_cache import GraphCache
@@ -281,6 +281,7 @@ class Trouble:
 
 
 def test_trouble_with_the_disk_that_passes_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_maker, "_DELAYS_S", (0.0, 0.0))
     trouble = Trouble(graph_cache.pin_graph, errno.EIO, 2)
     world.load(world.loader())
     monkeypatch.setattr(graph_cache, "pin_graph", trouble)
@@ -296,6 +297,7 @@ def test_trouble_with_the_disk_that_passes_is_waited_for(world: World, monkeypat
 def test_trouble_that_stays_is_worked_around_and_what_cannot_pass_is_not_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch, number: int, calls: int
 ) -> None:
+    monkeypatch.setattr(graph_maker, "_DELAYS_S", (0.0, 0.0))
     trouble = Trouble(TempFolder.make, number, calls - 1)
     monkeypatch.setattr(TempFolder, "make", trouble)
     assert world.load(world.loader()).graph_folder.is_relative_to(world.scratch)

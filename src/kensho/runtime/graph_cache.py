@@ -36,6 +36,7 @@ from kensho.runtime.graph_record import (
     parse_record,
     stamp_of,
 )
+from kensho.runtime.graph_statistics import GraphStatistics, count_load, read_statistics
 from kensho.runtime.header import (
     GRAPH_FILE,
     HEADER_FILE,
@@ -123,13 +124,17 @@ class GraphCache:
         """Hash every byte of the entry (0.5 ms per MiB), whatever its stamps. Raises Damaged: `drop` it then."""
         self._check(key, self._folder / key, has_to_hash=True)
 
+    def peek(self, key: GraphKey) -> GraphHeader:
+        """The header of an entry, which is not used by that; no other byte is checked. Raises Damaged."""
+        self._stamps(self._folder / key)  # a pipe in the place of a file is never opened
+        return read_header(self._folder / key)
+
     def keys(self) -> dict[GraphKey, KeyFields]:
         """What the readable entries were made from. A header of 270M takes under a millisecond."""
         found = {}
         for folder in self._folders():
             with contextlib.suppress(Damaged):
-                self._stamps(folder)  # a pipe in the place of a file is never opened
-                found[GraphKey(folder.name)] = read_header(folder).key
+                found[GraphKey(folder.name)] = self.peek(GraphKey(folder.name)).key
         return found
 
     def failures(self, key: GraphKey) -> CompileFailures | None:
@@ -139,6 +144,13 @@ class GraphCache:
     def note_failure(self, key: GraphKey, now_wall_s: Seconds, stage: str, reason: str) -> None:
         """Remember that a compile of this key failed; the caller holds its `compile_lock`. A good one forgets it."""
         write_failures(self._failures_file(key), add_failure(self.failures(key), now_wall_s, stage, reason))
+
+    def statistics(self) -> GraphStatistics:
+        return read_statistics(self._folder)
+
+    def count(self, seconds: Seconds, *, is_hit: bool) -> None:
+        """Count a graph that was found, or compiled, for the statistics."""
+        count_load(self._folder, seconds, is_hit=is_hit)
 
     def compile_lock(self, key: GraphKey) -> FileLock | None:
         """The right to make or drop this entry, None while another holds it. Raises StorageError."""
@@ -189,7 +201,7 @@ class GraphCache:
         with contextlib.suppress(OSError):
             self._failures_file(key).unlink(missing_ok=True)
         for old, names in find_replaced(header.key, self.keys()).items():
-            self._remove(old, f"replaced: another {' and '.join(names)}")
+            self.remove(old, f"replaced: another {' and '.join(names)}")
         self.evict(self._limit_bytes)
         return Hit(self._folder / key, header, pin)
 
@@ -201,7 +213,8 @@ class GraphCache:
                 size = sum(path.lstat().st_size for path in folder.iterdir())
                 record = self._read_record(folder)
                 used = record.used if record else 0
-                found.append(CachedGraph(GraphKey(folder.name), size, used, is_pinned(folder)))
+                at_s = (folder / RECORD_FILE).lstat().st_mtime if record else None
+                found.append(CachedGraph(GraphKey(folder.name), size, used, is_pinned(folder), at_s))
         return sorted(found, key=lambda entry: entry.used)
 
     def evict(self, limit_bytes: int) -> int:
@@ -210,10 +223,17 @@ class GraphCache:
         What the disk refuses to remove stays.
         """
         reason = "evicted: the graph cache is over its bound"
-        return sum(self._remove(key, reason) for key in choose_evictions(self.entries(), limit_bytes))
+        return sum(self.remove(key, reason) for key in choose_evictions(self.entries(), limit_bytes))
 
-    def _remove(self, key: GraphKey, reason: str) -> bool:
-        """Drop the entry unless somebody uses or makes it."""
+    def tidy(self) -> None:
+        """Remove what killed compilers left, and what is remembered of compiles that failed. Raises no error."""
+        sweep(self._folder)
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob("?" * _KEY_LENGTH + ".failed"):
+                path.unlink(missing_ok=True)
+
+    def remove(self, key: GraphKey, reason: str) -> bool:
+        """Drop the entry unless somebody uses or makes it, or the disk refuses; whether it is gone."""
         with contextlib.suppress(StorageError, OSError), contextlib.ExitStack() as locks:
             lock = self.compile_lock(key)
             if lock is None:
@@ -239,6 +259,9 @@ class GraphCache:
         last = self._last_use()
         if record is None or record.files != stamps or record.used < last:
             self._write_record(folder, stamps, last + 1)
+        else:
+            with contextlib.suppress(OSError):
+                os.utime(folder / RECORD_FILE)  # for `graphs list`; nothing is decided by it
         return header
 
     def _miss_without_header(self, folder: Path) -> Miss:

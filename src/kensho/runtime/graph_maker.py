@@ -190,7 +190,10 @@ class GraphMaker:
                 temp.close()
                 raise
             else:
-                self._say_finished(job, held.folder, began_s)
+                seconds = self._clock.monotonic_s() - began_s
+                self._say_finished(job, held.folder, seconds)
+                if key is not None:
+                    await asyncio.to_thread(self._cache.count, seconds, is_hit=False)
                 return held
         raise AssertionError("the last attempt returns or raises")
 
@@ -204,8 +207,13 @@ class GraphMaker:
 
     async def _lookup(self, key: GraphKey) -> Hit | Miss:
         for delay_s in (*_DELAYS_S, None):
+            began_s = self._clock.monotonic_s()
             found = await asyncio.to_thread(self._cache.lookup, key)
-            if isinstance(found, Hit) or found.reason != "unreadable" or delay_s is None:
+            if isinstance(found, Hit):
+                seconds = self._clock.monotonic_s() - began_s
+                await asyncio.to_thread(self._cache.count, seconds, is_hit=True)
+                break
+            if found.reason != "unreadable" or delay_s is None:
                 break
             await asyncio.sleep(delay_s)
         return found
@@ -256,7 +264,7 @@ class GraphMaker:
             self._has_said_unavailable = True
             self._emit(GraphCacheUnavailable(reason=error.message))
 
-    def _say_finished(self, job: CompileJob, folder: Path, began_s: Seconds) -> None:
+    def _say_finished(self, job: CompileJob, folder: Path, seconds: Seconds) -> None:
         if job.key is None:
             return
         header = read_header(folder)
@@ -265,7 +273,7 @@ class GraphMaker:
                 model=job.model,
                 version=job.version,
                 key=graph_key(header.key),
-                seconds=self._clock.monotonic_s() - began_s,
+                seconds=seconds,
                 size_bytes=header.size_bytes,
             )
         )

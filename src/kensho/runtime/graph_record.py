@@ -38,6 +38,8 @@ class CachedGraph:
     used: int
     """Rises with every use of any entry: the lowest was used longest ago."""
     is_pinned: bool
+    used_at_wall_s: float | None = None
+    """For people only: a clock may have been wrong."""
 
 
 def stamp_of(stat: os.stat_result) -> Stamp:
