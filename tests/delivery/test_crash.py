@@ -16,7 +16,6 @@ import pytest
 
 from kensho.base.errors import StorageError
 from kensho.delivery.checker import verify
-from kensho.delivery.leases import lease_version
 from kensho.delivery.retention import gc, rollback
 from kensho.server.origin import Origin
 from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
@@ -107,20 +106,10 @@ def test_gc_leaves_the_current_and_the_previous_version(
         rollback(client.store, "voice", clock=client.clock, emit=client.events.append)
         assert client.content() == V2
 
-    def prepare(client: Client) -> None:
-        """Three versions: the first one is in use, so that the pull of the third does not remove it by itself."""
-        client.pull(sources[0])
-        lease = lease_version(client.store.versions.path("voice", "1.0"))
-        assert lease
-        client.pull(sources[1])
-        client.pull(sources[2])
-        lease.close()
-        assert len(client.store.state.releases()) == 3
-
     def act(client: Client) -> None:
         gc(client.store, clock=client.clock)
 
-    assert _sweep(ram, world, "stop", stride, prepare, act, look) > 5
+    assert _sweep(ram, world, "stop", stride, lambda c: [c.pull(source) for source in sources], act, look) > 5
 
 
 PULL = """

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,20 @@ def test_leases_are_shared_and_keep_claims_away(tmp_path: Path) -> None:
     second.close()
     claim = claim_version(tmp_path)
     assert claim
-    assert lease_version(tmp_path) is None, "it is being removed"
     claim.close()
     assert lease_version(tmp_path)
+
+
+def test_who_wants_to_use_what_is_being_removed_waits_and_finds_it_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "1.0"
+    folder.mkdir()
+    claim = claim_version(folder)
+    assert claim
+    with ThreadPoolExecutor(1) as thread:
+        lease = thread.submit(lease_version, folder)
+        folder.rmdir()
+        claim.close()
+        assert lease.result(timeout=10) is None
 
 
 def test_what_is_gone_or_no_folder_has_no_lease_and_no_users(tmp_path: Path) -> None:

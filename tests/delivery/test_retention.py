@@ -1,5 +1,6 @@
 """Going back is local and checked; what is needed is never removed."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kensho.delivery.checker import verify
 from kensho.delivery.leases import lease_version
 from kensho.delivery.retention import STAGING_MAX_AGE_S, gc, pin, reclaimable_bytes, rollback
 from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
+from kensho.testing.disk import FaultyDisk
 from kensho.testing.repository import SimulatedRepository
 
 
@@ -131,13 +133,112 @@ def _versions(client: Client) -> set[str]:
     return folders
 
 
-def test_a_pull_removes_what_is_older_than_the_previous_version(
+def test_a_pull_removes_what_was_not_needed_before_it_either(
     updated: Client, grown: SimulatedRepository, tmp_path: Path
 ) -> None:
     assert _versions(updated) == {"1.0", "2.0"}
-    [freed] = _grow(updated, grown, tmp_path, "3.0")
-    assert _versions(updated) == {"2.0", "3.0"}
-    assert freed > 100_000
+    first, second = _grow(updated, grown, tmp_path, "3.0", "4.0")
+    assert first == 0
+    assert second > 100_000
+    assert _versions(updated) == {"2.0", "3.0", "4.0"}
+    assert _rollback(updated, "2.0") == "2.0", "two steps back, until the next update"
+    assert _rollback(updated, "4.0") == "4.0"
+    assert reclaimable_bytes(updated.store) > 0
+    assert gc(updated.store, clock=updated.clock) > 0
+    assert _versions(updated) == {"2.0", "4.0"}
+
+
+def test_a_release_that_brings_old_bytes_back_takes_them_from_the_version_that_is_still_there(
+    updated: Client, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    """A publisher takes back two bad releases by publishing the last good bytes again."""
+    made = grown.copy(tmp_path)
+    made.publish("voice", "3.0", model_files(weights(3)))
+    updated.pull(made.source())
+    made.publish("voice", "4.0", model_files(FIRST))
+    source = made.source()
+    assert updated.pull(source).models[0].version == "4.0"
+    assert source.ranges == []
+    assert updated.content() == model_files(FIRST)
+
+
+def test_a_pull_that_has_no_room_removes_old_versions_first(
+    ram: Path, world: SimulatedRepository, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    client = Client(ram / "s", world, disk=_Quota(1_700_000))
+    client.pull(world.source())
+    client.pull(grown.source())
+    made = grown.copy(tmp_path)
+    for version in ("3.0", "4.0"):
+        made.publish("voice", version, model_files(weights(int(version[0]))))
+        assert client.pull(made.source()).models[0].state == "updated"
+        assert len(_versions(client)) == 3
+    lease = lease_version(client.store.versions.path("voice", "2.0"))
+    assert lease
+    made.publish("voice", "5.0", model_files(weights(5, size=50_000)))
+    [failed] = client.pull(made.source()).models
+    assert failed.error and failed.error.facts["reclaimable_bytes"] == 0, "what is in use is not promised"
+    lease.close()
+    assert client.pull(made.source()).models[0].state == "updated"
+    assert "2.0" not in _versions(client)
+    client.store.close()
+
+
+def test_a_disk_that_fills_up_under_a_pull_loses_an_old_version_and_the_pull_goes_on(
+    ram: Path, world: SimulatedRepository, grown: SimulatedRepository, tmp_path: Path
+) -> None:
+    """Somebody else took the space that was there when the pull began."""
+    client = Client(ram / "s", world, disk=_Filling())
+    made = grown.copy(tmp_path)
+    made.publish("voice", "3.0", model_files(weights(3)))
+    for world_ in (world, grown, made):
+        client.pull(world_.source())
+    made.publish("voice", "4.0", model_files(weights(4)))
+    assert isinstance(client.store.disk, _Filling)
+    client.store.disk.until_gone = client.store.versions.path("voice", "1.0")
+    source = made.source()
+    assert client.pull(source).models[0].state == "updated"
+    assert client.content() == model_files(weights(4))
+    assert _versions(client) == {"2.0", "3.0", "4.0"}
+    client.store.close()
+
+
+class _Filling(FaultyDisk):
+    """Full from the second chunk on, until that folder is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.until_gone: Path | None = None
+        self._chunks = 0
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        if self.until_gone is not None and self.until_gone.exists() and len(data) > 10_000:
+            self._chunks += 1
+            if self._chunks > 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(fd, data, offset)
+
+
+class _Quota(FaultyDisk):
+    """A disk of so many bytes for blobs."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__()
+        self._size_bytes = size_bytes
+
+    def free_bytes(self, path: Path) -> int:
+        return self._size_bytes - sum(blob.stat().st_size for blob in (path / "blobs").iterdir())
+
+
+def test_whole_files_of_an_unfinished_version_stay_for_a_week(updated: Client) -> None:
+    now = updated.clock.wall_s()
+    for name, age_s in (("a" * 64, 60.0), ("b" * 64, STAGING_MAX_AGE_S + 60)):
+        path = updated.root / "blobs" / name
+        path.write_bytes(b"x")
+        os.utime(path, (now - age_s, now - age_s))
+    gc(updated.store, clock=updated.clock)
+    assert (updated.root / "blobs" / ("a" * 64)).exists()
+    assert not (updated.root / "blobs" / ("b" * 64)).exists()
 
 
 def test_a_version_in_use_or_pinned_stays_until_it_is_not(
@@ -145,16 +246,18 @@ def test_a_version_in_use_or_pinned_stays_until_it_is_not(
 ) -> None:
     lease = lease_version(updated.store.versions.path("voice", "1.0"))
     assert lease
-    _grow(updated, grown, tmp_path, "3.0", "4.0")
-    assert _versions(updated) == {"1.0", "3.0", "4.0"}
+    _grow(updated, grown, tmp_path, "3.0", "4.0", "5.0")
+    assert _versions(updated) == {"1.0", "3.0", "4.0", "5.0"}
+    assert gc(updated.store, clock=updated.clock) > 0
     assert gc(updated.store, clock=updated.clock) == 0
+    assert _versions(updated) == {"1.0", "4.0", "5.0"}
     assert not verify(updated.store, is_full=True, clock=updated.clock, emit=updated.events.append).damaged
     lease.close()
     pin(updated.store, "voice", "1.0")
     assert gc(updated.store, clock=updated.clock) == 0
     pin(updated.store, "voice", None)
     assert gc(updated.store, clock=updated.clock) > 0
-    assert _versions(updated) == {"3.0", "4.0"}
+    assert _versions(updated) == {"4.0", "5.0"}
 
 
 def test_the_last_good_version_to_go_back_to_is_never_removed(
@@ -164,6 +267,7 @@ def test_the_last_good_version_to_go_back_to_is_never_removed(
     path.chmod(0o644)
     path.write_bytes(b"damaged")
     _grow(updated, grown, tmp_path, "3.0")
+    gc(updated.store, clock=updated.clock)
     assert _versions(updated) == {"1.0", "2.0", "3.0"}, "2.0 is damaged: 1.0 is what one can go back to"
     assert _rollback(updated, "1.0") == "1.0"
     assert updated.content() == model_files(FIRST)

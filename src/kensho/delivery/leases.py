@@ -27,7 +27,7 @@ class Lease:
 
 
 def lease_version(folder: Path) -> Lease | None:
-    """Keep the version in `folder` from being removed; None if it is gone, or going right now. Not waiting."""
+    """Keep the version in `folder` from being removed; None if it is gone. Waits for one who is removing it."""
     return _lock(folder, fcntl.LOCK_SH)
 
 
@@ -38,7 +38,7 @@ def claim_version(folder: Path) -> Lease | None:
     """
     if not folder.is_dir():
         return Lease(-1)
-    return _lock(folder, fcntl.LOCK_EX)
+    return _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _lock(folder: Path, kind: int) -> Lease | None:
@@ -47,7 +47,7 @@ def _lock(folder: Path, kind: int) -> Lease | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind)
         if not os.path.samestat(os.fstat(fd), folder.stat()):
             raise FileNotFoundError(folder)  # removed, and perhaps made again, before the lock was ours
     except (BlockingIOError, FileNotFoundError):

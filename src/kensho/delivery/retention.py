@@ -2,10 +2,14 @@
 
 All of it is local. Never removed: the current and the previous version of a model; a pinned one; one that a process
 uses (`leases`); and, where the previous version is damaged, the newest other one that is not, so that there is always
-something to go back to. A pull that brought something collects too. What a killed run left goes with the next one.
+something to go back to. What a killed run left goes with the next one; what was fetched for a version that is not
+complete yet stays for a week.
+
+A pull that brought something collects too, but only what was not needed before it either: so there is one version more
+to go back to, and one more to take chunks from, until the next update. Where space is short a pull collects first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,10 +65,15 @@ def gc(store: Store, *, clock: Clock) -> int:
         return collect(store, clock=clock)
 
 
-def collect(store: Store, *, clock: Clock) -> int:
-    """`gc` for a caller that has the store's lock already."""
+def collect(
+    store: Store, *, clock: Clock, also_keep: Collection[tuple[str, str]] = (), fetching: Collection[Digest] = ()
+) -> int:
+    """`gc` for a caller that has the store's lock already. `also_keep`: versions (model, version) to leave; `fetching`:
+    files that are just being fetched, whose blobs and partial files stay whatever their age seems to be."""
     freed = 0
     needed, unneeded = _sort_releases(store)
+    needed += [release for release in unneeded if (release.model, release.version) in also_keep]
+    unneeded = [release for release in unneeded if release not in needed]
     with _claims(store, unneeded) as claimed:
         kept = needed + [release for release in unneeded if release not in claimed]
         valid = _valid_records(store, kept, now=clock.wall_s())
@@ -73,8 +82,8 @@ def collect(store: Store, *, clock: Clock) -> int:
             store.state.remove_release(release.model, release.version)
             freed += store.versions.remove(store.versions.path(release.model, release.version))
     freed += _remove_unlisted(store, {(release.model, release.version) for release in kept})
-    freed += _remove_blobs(store, _digests(kept))
-    freed += _remove_staging(store, now=clock.wall_s())
+    freed += _remove_blobs(store, _digests(kept) | set(fetching), _digests(claimed), now=clock.wall_s())
+    freed += _remove_staging(store, set(fetching), now=clock.wall_s())
     # Removing a name changes the ctime of its blob, and nothing else: records that were valid are renewed.
     after = [record.relinked(found) for path, record in valid.items() if (found := store.disk.lstat(path))]
     store.state.keep_records({(record.dev, record.inode) for record in valid.values()})
@@ -82,11 +91,17 @@ def collect(store: Store, *, clock: Clock) -> int:
     return freed
 
 
+def needed_versions(store: Store) -> set[tuple[str, str]]:
+    """(model, version) of what is needed by rule: what `gc` would leave even if nobody used it."""
+    return {(release.model, release.version) for release in _sort_releases(store)[0]}
+
+
 def reclaimable_bytes(store: Store) -> int:
     """What `gc` would free of versions and blobs, about."""
     needed, unneeded = _sort_releases(store)
-    kept = _digests(needed)
-    sizes = {file.used: file.size_bytes for release in unneeded for file in release.files if file.used}
+    with _claims(store, unneeded) as claimed:
+        kept = _digests(needed + [release for release in unneeded if release not in claimed])
+        sizes = {file.used: file.size_bytes for release in claimed for file in release.files if file.used}
     return sum(size for digest, size in sizes.items() if digest not in kept)
 
 
@@ -159,19 +174,26 @@ def _remove_unlisted(store: Store, listed: set[tuple[str, str]]) -> int:
     return freed
 
 
-def _remove_blobs(store: Store, kept: set[Digest]) -> int:
-    root = store.root / "blobs"
+def _remove_blobs(store: Store, kept: set[Digest], given_up: set[Digest], *, now: Seconds) -> int:
+    """Blobs of the versions that are given up. A blob of no version at all was fetched by a pull that did not get to
+    its end: it is kept as long as a partial file is."""
+    root, freed = store.root / "blobs", 0
     with storage_errors("list blobs", root):
-        names = store.disk.list_folder(root)
-    return sum(store.versions.remove(root / name) for name in names if name not in kept)
+        for name in store.disk.list_folder(root):
+            found = store.disk.lstat(root / name)
+            is_young = found is not None and now - found.st_mtime <= STAGING_MAX_AGE_S
+            if name not in kept and (name in given_up or not is_young):
+                freed += store.versions.remove(root / name)
+    return freed
 
 
-def _remove_staging(store: Store, *, now: Seconds) -> int:
+def _remove_staging(store: Store, kept: set[Digest], *, now: Seconds) -> int:
     root, freed = store.root / "staging", 0
     with storage_errors("list partial files", root):
         for name in store.disk.list_folder(root):
             found = store.disk.lstat(root / name)
-            if found and (not name.endswith(".part") or now - found.st_mtime > STAGING_MAX_AGE_S):
+            is_old = found is not None and now - found.st_mtime > STAGING_MAX_AGE_S
+            if name.removesuffix(".part") not in kept and (is_old or not name.endswith(".part")):
                 freed += store.versions.remove(root / name)
     return freed
 

@@ -3,11 +3,11 @@
 Each model ends as `updated`, `current`, `degraded` (row D8: an optional file is absent, a fallback stands in, or an
 optional model cannot be had) or `failed`; a failure of one model does not touch another, and whatever fails, the
 installed version stays current and untouched. What a model lacks is noted in the state, with since when and what would
-end it. A pull that brought something then removes what nothing needs any more. Blocking code with a small thread pool;
-Ctrl-C and SIGKILL are safe at any moment, and the next run goes on from the chunks that are there.
+end it. Old versions go as `retention` says. Blocking code with a small thread pool; Ctrl-C and SIGKILL are safe at any
+moment, and the next run goes on from the chunks that are there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,7 +31,7 @@ from kensho.delivery.installed import InstalledFile, Record, Release, Shortfall
 from kensho.delivery.inventory import take_inventory
 from kensho.delivery.plan import Plan
 from kensho.delivery.releases import ReleaseRef
-from kensho.delivery.retention import collect
+from kensho.delivery.retention import collect, needed_versions
 from kensho.delivery.sources import Source, dependable
 from kensho.delivery.store import Store
 from kensho.delivery.sync import Brought, bring, plan_files
@@ -120,13 +120,15 @@ class Updater:
         """
         start_s = self._clock.monotonic_s()
         bytes_before, requests_before = self._source.bytes_fetched, self._source.requests
-        self._requests_metadata = self._bytes_reused = 0
+        self._requests_metadata = self._bytes_reused = self._bytes_freed = 0
         with self._store.writing():
+            needed_before = needed_versions(self._store)
             self._signed.refresh(self._source)
             self._requests_metadata += self._source.requests - requests_before
             acceptance = self._acceptance()
             results = tuple(self._pull(acceptance, candidates) for candidates in self._choose(models))
-            freed = self._collect() if any(result.state == "updated" for result in results) else 0
+            if any(result.state == "updated" for result in results):
+                self._collect(also_keep=needed_before)
         return PullReport(
             models=results,
             bytes_fetched=self._source.bytes_fetched - bytes_before,
@@ -135,7 +137,7 @@ class Updater:
             requests=self._source.requests - requests_before,
             requests_metadata=self._requests_metadata,
             seconds=self._clock.monotonic_s() - start_s,
-            bytes_freed=freed,
+            bytes_freed=self._bytes_freed,
         )
 
     # --- which releases ---
@@ -229,19 +231,37 @@ class Updater:
         since = earlier.since if earlier and earlier.version == ref.version else self._clock.wall_s()
         return Shortfall(ref.model, ref.version, since, reason, ends, accepted.manifest.fallback_model)
 
-    def _collect(self) -> int:
-        """What nothing needs any more. That it fails is no failure of the pull: the next one, or `gc`, does it."""
+    def _collect(self, *, also_keep: Collection[tuple[str, str]] = (), fetching: Collection[Digest] = ()) -> bool:
+        """What nothing needs any more; whether that freed anything. That it fails is no failure of the pull: the next
+        one, or `gc`, does it."""
+        freed = 0
+        with suppress(StorageError):
+            freed = collect(self._store, clock=self._clock, also_keep=also_keep, fetching=fetching)
+        self._bytes_freed += freed
+        return freed > 0
+
+    def _bring(self, accepted: AcceptedRelease) -> Brought:
+        """Every file, as far as it can be had. Where space is short, versions that nothing needs go first."""
+
+        def attempt() -> Brought:
+            ref = accepted.ref
+            transfer = Transfer(
+                self._store, self._source, self._failover, emit=self._emit, connections=self._connections
+            )
+            return bring(
+                self._store, ref.model, ref.version, accepted.want, transfer, clock=self._clock, emit=self._emit
+            )
+
         try:
-            return collect(self._store, clock=self._clock)
-        except StorageError:
-            return 0
+            return attempt()
+        except NotEnoughSpace:
+            if not self._collect(fetching={file.digest for file in accepted.want.values()}):
+                raise
+        return attempt()
 
     def _install(self, acceptance: Acceptance, accepted: AcceptedRelease) -> ModelResult:
         ref, fetched_before = accepted.ref, self._source.bytes_fetched
-        transfer = Transfer(self._store, self._source, self._failover, emit=self._emit, connections=self._connections)
-        brought = bring(
-            self._store, ref.model, ref.version, accepted.want, transfer, clock=self._clock, emit=self._emit
-        )
+        brought = self._bring(accepted)
         decided = decide_files(accepted, self._answers(brought))
         release = self._release(accepted, decided)
         is_changed = self._commit(acceptance, accepted, release, brought.records)
