@@ -148,6 +148,14 @@ class Kensho:
         """Find or make the model's graph, so that the first answer need not wait for it."""
         return await self._serve().compile(await self._ready(model))
 
+    async def warm(self, model: str) -> "LoadedGraph":
+        """Compile the model if need be, load it and keep it loaded until the application is closed (row R6)."""
+        installed = await self._ready(model)
+        serving = self._serve()
+        graph = await serving.compile(installed)
+        await serving.pin(installed)
+        return graph
+
     def generate(self, model: str, prompt: str, options: GenerateOptions | None = None) -> "AnswerStream":
         """The answer, token by token: iterate it once. `record` has the figures afterwards.
 

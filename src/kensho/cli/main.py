@@ -41,6 +41,8 @@ COMMANDS: Mapping[str, str] = {
     "pin": "hold a model at a version, or let it go",
     "gc": "remove what nothing needs",
     "run": "one answer from a model, streamed",
+    "warm": "compile and load models ahead, so that no user waits",
+    "graphs": "the cache of compiled graphs: list, prune, clear",
     "doctor": "what is wrong, in words, each with a fix",
 }
 
@@ -171,5 +173,5 @@ def _overrides(args: argparse.Namespace) -> dict[str, object]:
         "network": False if given.get("no_network") else None,
         "tier": given.get("tier"),
         # one answer and out: a second engine is only worth its start when the first one fails
-        "standby": "on_demand" if given.get("command") == "run" else None,
+        "standby": "on_demand" if given.get("command") in {"run", "warm"} else None,
     }
