@@ -115,10 +115,19 @@ def test_ids_outside_the_vocabulary_are_refused_before_the_engine_sees_them(
     assert session.position == 0
 
 
-def test_the_tiers_of_a_model_with_a_head_of_its_own_agree(
-    llama_model: Callable[..., Path], machine_key: KeyFields, fixed_speed: Callable[..., Speed], tmp_path: Path
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("vocab_size", [1024, 20_000])
+def test_the_tiers_agree_whatever_the_head(
+    vocab_size: int,
+    is_tied: bool,
+    llama_model: Callable[..., Path],
+    machine_key: KeyFields,
+    fixed_speed: Callable[..., Speed],
+    tmp_path: Path,
 ) -> None:
-    model, raw, graph = llama_model(), tmp_path / "raw", tmp_path / "compiled"
+    """20 000 tokens: the raw head is cut into slices, scales and sums are too large to be inline in the graph."""
+    model = llama_model(vocab_size=vocab_size, tie_word_embeddings=is_tied)
+    raw, graph = tmp_path / "raw", tmp_path / "compiled"
     raw.mkdir()
     graph.mkdir()
     build_raw(model, raw)
@@ -132,13 +141,44 @@ def test_the_tiers_of_a_model_with_a_head_of_its_own_agree(
         progress=lambda *_: None,
         speed=fixed_speed({"s8": 1000}, {}),
     )
-    ids = [token % 1024 for token in IDS]
+    ids = [token * 7 % vocab_size for token in IDS]
     exact = _load(raw, model, "raw").append(ids)
     tiers: tuple[Tier, ...] = ("mapped", "mixed", "packed")
     mapped, mixed, packed = (_load(graph, model, tier).append(ids) for tier in tiers)
     assert relative_error(mapped[None], exact[None]) < 0.15  # measured 0.07: large random weights
     np.testing.assert_allclose(mixed, mapped, rtol=0, atol=1e-4)
     np.testing.assert_allclose(packed, mapped, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("tier", ["mapped", "packed"])
+def test_a_token_whose_embedding_is_zero_stays_zero(
+    tier: Tier,
+    llama_model: Callable[..., Path],
+    machine_key: KeyFields,
+    fixed_speed: Callable[..., Speed],
+    tmp_path: Path,
+) -> None:
+    """The steps of its row are 0, its integers anything. Without biases a llama makes zeros of zeros."""
+    model, graph = llama_model(), tmp_path / "compiled"
+    table = read_tensors(model)["model.embed_tokens.weight"]
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[table.offset : table.offset + 128] = bytes(128)  # the row of token 0
+    (model / "model.safetensors").write_bytes(weights)
+    graph.mkdir()
+    compile_model(
+        model,
+        graph,
+        key=machine_key,
+        model="m",
+        version="1",
+        clock=SystemClock(),
+        progress=lambda *_: None,
+        speed=fixed_speed({"s8": 1000}, {}),
+    )
+    session = _load(graph, model, tier)
+    assert (session.append([0]) == 0).all()
+    assert (session.append([0, 0]) == 0).all()
+    assert np.abs(session.append([0, 9])).max() > 0.1
 
 
 def test_mixed_packs_the_layers_and_not_the_head(compiled_tiny: Compiled, tiny_model: Path) -> None:
