@@ -73,7 +73,7 @@ class Scripted:
         self.compiles = 0
         self.errors: list[Exception] = []
 
-    async def compile(self, job: CompileJob) -> None:
+    async def compile(self, job: CompileJob, on_stage: object = None) -> None:
         self.compiles += 1
         if self.errors:
             raise self.errors.pop(0)

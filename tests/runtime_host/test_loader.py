@@ -52,7 +52,7 @@ class Scripted:
         self.errors: list[Exception | None] = []
         self.after: Callable[[Path], object] = lambda _: None
 
-    async def compile(self, job: CompileJob) -> None:
+    async def compile(self, job: CompileJob, on_stage: object = None) -> None:
         self.jobs.append(job)
         await asyncio.sleep(0)
         error = self.errors.pop(0) if self.errors else None
@@ -425,8 +425,29 @@ def process(world: World, model_folder: Path, slow_s: float = 0) -> "subprocess.
 @pytest.mark.real
 def test_two_processes_compile_a_key_once(world: World, model_folder: Path) -> None:
     both = [process(world, model_folder, slow_s=0.5) for _ in range(2)]
-    sources = sorted(each.communicate(timeout=60)[0].split()[-1] for each in both)
-    assert sources == ["compile", "disk"]
+    said = sorted((each.communicate(timeout=60)[0].split() for each in both), key=lambda words: words[-1])
+    assert [words[-1] for words in said] == ["compile", "disk"]
+    assert "runtime.compile.stage" in said[1]  # who waits sees how far the other one is
+
+
+@pytest.mark.parametrize("note", [b"", b"{}", b"[1,2,3,4]", b'["a",1,2]', b"[" * 9999, b"\xff"])
+def test_a_broken_note_on_the_lock_of_a_key_says_nothing(world: World, note: bytes) -> None:
+    key = world.load(world.loader()).key
+    world.loader()
+    shutil.rmtree(world.graphs / key)
+    cache = GraphCache(world.graphs, limit_bytes=1, token=lambda: "x", emit=world.events.append)
+    lock = cache.compile_lock(key)
+    assert lock
+    lock.note(note)
+
+    async def wait() -> LoadedGraph:
+        waiting = asyncio.create_task(world.loader().load("m", "1", world.root / "model", DIGESTS, tier="mapped"))
+        await asyncio.sleep(0.08)
+        lock.close()
+        return await waiting
+
+    assert asyncio.run(wait()).source == "compile"
+    assert CompileStage not in world.names()
 
 
 @pytest.mark.real

@@ -11,7 +11,7 @@ come on for `stall_s` is taken for hung; since `done` rises to `total`, that bou
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import CompileFailed
@@ -34,8 +34,8 @@ class Compiler:
         self._stall_s = stall_s
         self._emit = emit
 
-    async def compile(self, job: CompileJob) -> None:
-        """Make the graph of `job` in its output folder.
+    async def compile(self, job: CompileJob, on_stage: Callable[[CompileStage], None] | None = None) -> None:
+        """Make the graph of `job` in its output folder. `on_stage` also gets each report.
 
         Raises CompileFailed (hung, killed, a result that is not good enough; `stage` is a fact), or what the child
         raised: ModelError, NotEnoughSpace, StorageError. No process is left in any case, cancelled ones included.
@@ -52,7 +52,7 @@ class Compiler:
             os.close(write_end)
         watch = _Watch(job.model)
         try:
-            await self._follow(read_end, watch)
+            await self._follow(read_end, watch, on_stage)
         except BaseException:
             # Cancelled, or the child's own error: in any case it is not needed any more.
             child.kill()
@@ -62,7 +62,7 @@ class Compiler:
         if not watch.is_over:
             raise self._failed(watch, ended)
 
-    async def _follow(self, read_end: int, watch: "_Watch") -> None:
+    async def _follow(self, read_end: int, watch: "_Watch", on_stage: Callable[[CompileStage], None] | None) -> None:
         reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
         loop = asyncio.get_running_loop()
         pipe = os.fdopen(read_end, "rb", buffering=0)
@@ -75,6 +75,8 @@ class Compiler:
                     return
                 if event := watch.read(line):
                     self._emit(event)
+                    if on_stage:
+                        on_stage(event)
         except TimeoutError:
             watch.is_hung = True
         finally:

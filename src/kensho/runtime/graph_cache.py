@@ -158,6 +158,13 @@ class GraphCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             return FileLock.on_file(self._folder / f"{key}.lock")
 
+    def progress(self, key: GraphKey) -> bytes:
+        """What the holder of the key's lock has noted on it; nothing, if it cannot be read."""
+        try:
+            return read_plain(self._folder / f"{key}.lock", MAX_RECORD_BYTES)
+        except OSError:
+            return b""
+
     def drop(self, key: GraphKey, reason: str) -> None:
         """Remove the entry; the caller holds its `compile_lock`. Who has it mapped keeps its bytes.
 

@@ -1,14 +1,16 @@
 """Find a graph on disk or make it, whatever the disk and the compiler do (rows R3, R7, R8).
 
-Rules: (1) one compile a key, in this process and in all; (2) a failed compile is tried once more, and after the third
-failure not for an hour; (3) trouble with the disk that may pass is tried again; what it goes on refusing is said once
-and worked around in a private folder; (4) cancelling leaves no process and no folder; (5) why a graph was not found is
-said, with the key fields that differ.
+Rules: (1) one compile a key, in this process and in all; who waits for another process sees its progress; (2) a failed
+compile is tried once more, and after the third failure not for an hour; (3) trouble with the disk that may pass is
+tried again; what it goes on refusing is said once and worked around in a private folder; (4) cancelling leaves no
+process and no folder; (5) why a graph was not found is said, with the key fields that differ.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,6 +19,7 @@ from kensho.base.errors import CompileFailed, Damaged, StorageError
 from kensho.base.events import (
     CompileFinished,
     CompileRetried,
+    CompileStage,
     Emit,
     GraphCacheUnavailable,
     GraphMissed,
@@ -42,7 +45,7 @@ T = TypeVar("T")
 class GraphCompiler(Protocol):
     """What is needed of `compiler.Compiler`."""
 
-    async def compile(self, job: CompileJob) -> None: ...
+    async def compile(self, job: CompileJob, on_stage: Callable[[CompileStage], None] | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class GraphMaker:
     async def drop(self, key: GraphKey, reason: str) -> None:
         """Remove the entry, so that it is made anew. What the disk refuses is said."""
         try:
-            lock = await self._lock(key)
+            lock = await self._lock(key, None)
             try:
                 await self._patiently(lambda: self._cache.drop(key, reason))
             finally:
@@ -97,7 +100,7 @@ class GraphMaker:
         if isinstance(found, Hit):
             return _cached(found), "disk"
         try:
-            lock = await self._lock(key)
+            lock = await self._lock(key, job)
         except StorageError as error:
             return await self._compile_privately(job, error), "compile"
         try:
@@ -109,7 +112,8 @@ class GraphMaker:
             await self._explain(found, job)
             if found.reason == "format_newer":
                 return await self._compile_privately(job, StorageError(found.detail)), "compile"
-            return await self._compile(key, job, None if found.reason == "absent" else found.detail), "compile"
+            damage = None if found.reason == "absent" else found.detail
+            return await self._compile(key, job, damage, lock), "compile"
         finally:
             lock.close()
 
@@ -125,8 +129,8 @@ class GraphMaker:
             self._say_unavailable(error)
             return await self._attempts(job, self._make_scratch, keep)
 
-    async def _compile(self, key: GraphKey, job: CompileJob, damage: str | None) -> MadeGraph:
-        """Compile into the cache, under the key's lock."""
+    async def _compile(self, key: GraphKey, job: CompileJob, damage: str | None, lock: FileLock) -> MadeGraph:
+        """Compile into the cache, under the key's lock, and note on it how far it is."""
 
         async def publish(temp: TempFolder) -> MadeGraph:
             try:
@@ -143,7 +147,7 @@ class GraphMaker:
         try:
             if damage is not None:
                 await self._patiently(lambda: self._cache.drop(key, damage))
-            return await self._attempts(job, self._cache.make_temp, publish, key)
+            return await self._attempts(job, self._cache.make_temp, publish, key, lock)
         except StorageError as error:
             return await self._compile_privately(job, error)
 
@@ -161,16 +165,18 @@ class GraphMaker:
         make_temp: Callable[[], TempFolder],
         finish: Callable[[TempFolder], Awaitable[MadeGraph]],
         key: GraphKey | None = None,
+        lock: FileLock | None = None,
     ) -> MadeGraph:
         """Do the job in a temporary folder and `finish` it; a compile that fails is tried once more.
 
-        Failures are remembered under `key`.
+        Failures are remembered under `key`, the progress is noted on `lock`.
         """
         for left in reversed(range(_ATTEMPTS)):
             began_s = self._clock.monotonic_s()
             temp = await self._patiently(make_temp)
             try:
-                await self._compiler.compile(replace(job, out_folder=str(temp.path)))
+                on_stage = None if lock is None else partial(_note_stage, lock)
+                await self._compiler.compile(replace(job, out_folder=str(temp.path)), on_stage)
                 try:
                     held = await finish(temp)
                 except Damaged as error:
@@ -197,11 +203,17 @@ class GraphMaker:
                 return held
         raise AssertionError("the last attempt returns or raises")
 
-    async def _lock(self, key: GraphKey) -> FileLock:
+    async def _lock(self, key: GraphKey, job: CompileJob | None) -> FileLock:
+        seen = b""
         while True:
             lock = await self._patiently(lambda: self._cache.compile_lock(key))
             if lock:
+                lock.note(b"")
                 return lock
+            note = await asyncio.to_thread(self._cache.progress, key)
+            if job and note != seen and (stage := _parse_stage(note, job)):
+                self._emit(stage)
+            seen = note
             # The lock of another process is no event of the loop.
             await asyncio.sleep(_LOCK_POLL_S)
 
@@ -281,3 +293,18 @@ class GraphMaker:
 
 def _cached(hit: Hit) -> MadeGraph:
     return MadeGraph(hit.folder, hit.pin.close)
+
+
+def _note_stage(lock: FileLock, stage: CompileStage) -> None:
+    lock.note(json.dumps([stage.stage, stage.done, stage.total, stage.unit]).encode())
+
+
+def _parse_stage(note: bytes, job: CompileJob) -> CompileStage | None:
+    """What another process has noted; anything odd is nothing."""
+    try:
+        stage, done, total, unit = json.loads(note)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if not (isinstance(stage, str) and type(done) is type(total) is int and isinstance(unit, str)):
+        return None
+    return CompileStage(model=job.model, stage=stage[:40], done=done, total=total, unit=unit[:40])

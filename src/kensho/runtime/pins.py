@@ -5,6 +5,7 @@ It is on the file, not on a name, so it moves with the folder when a damaged ent
 exclusive and named: one process compiles a key, and a temporary folder whose lock is free has lost its owner.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -114,6 +115,12 @@ class FileLock:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+
+    def note(self, data: bytes) -> None:
+        """Replace what the locked file holds, for those who wait for the lock: a hint, which may be lost."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._descriptor, data, 0)
+            os.ftruncate(self._descriptor, len(data))
 
     def close(self, *, remove: bool = False) -> None:
         """Give it back; `remove` unlinks the lock's file first. Idempotent."""
