@@ -240,7 +240,7 @@ def print_table(found: Mapping[str, Sequence[Run]], *, against: str | None) -> N
         span = f"{min(walls):6.4f} - {max(walls):6.4f}"
         ratio = f"{wall_s(found[against]) / wall_s(runs):8.2f}" if against else ""
         cpu_s = median(run.cpu_s for run in runs)
-        print(f"{name:<{width}}  {len(runs):2}  {wall_s(runs):7.4f}  {span}  {cpu_s:6.3f}  {ratio}")
+        print(f"{name:<{width}}  {len(runs):2}  {wall_s(runs):7.4f}  {span}  {cpu_s:6.4f}  {ratio}")
 
 
 def print_bar(what: str, value: float, limit: float, unit: str, *, at_least: bool = False) -> None:
