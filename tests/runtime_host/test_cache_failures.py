@@ -62,7 +62,7 @@ Put = Callable[..., tuple[GraphKey, Hit]]
 MakeCache = Callable[..., GraphCache]
 HERE = Machine("x86_64", "linux", ("avx2", "avx512_vnni"), "1.31.1")
 DIGESTS = {name: digest_of(name.encode()) for name in ("config.json", "tokenizer.json", "model.safetensors")}
-ONCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ONCE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Scripted:
@@ -448,6 +448,27 @@ def test_19_what_is_no_plain_file_is_a_miss_and_never_waited_for(make_cache: Mak
     assert reason(make_cache().lookup(key)) != "hit"
     cache.entries()
     cache.keys()
+
+
+@pytest.mark.parametrize("name", ["header.json", "graph.onnx", "weights.bin"])
+def test_19_a_file_that_another_user_may_write_is_never_used(make_cache: MakeCache, put: Put, name: str) -> None:
+    before = os.umask(0)
+    try:
+        key, made = put(make_cache(), "a")
+    finally:
+        os.umask(before)
+    assert reason(make_cache().lookup(key)) == "hit"
+    (made.folder / name).chmod(0o666)
+    assert reason(make_cache().lookup(key)) == "damaged"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+def test_19_another_users_entry_is_never_used_unless_the_folder_is_theirs(make_cache: MakeCache, put: Put) -> None:
+    key, made = put(make_cache(), "a")
+    os.chown(made.folder / "graph.onnx", 65534, 65534)
+    assert reason(make_cache().lookup(key)) == "damaged"
+    os.chown(made.folder.parent, 65534, 65534)
+    assert reason(make_cache().lookup(key)) == "hit"
 
 
 def test_21_a_miss_names_the_key_field_that_differs_and_a_storm_is_an_alarm(world: World) -> None:

@@ -72,6 +72,8 @@ _LASTING = frozenset(
 """What the same call meets again a moment later. Anything else (EIO, ESTALE, EBUSY ...) may pass."""
 _FILES = (HEADER_FILE, GRAPH_FILE, WEIGHTS_FILE)
 _KEY_LENGTH = 64
+_MODE = 0o644
+"""Of an entry's files, whatever the umask says: see `_stamps`."""
 
 MissReason = Literal["absent", "damaged", "unreadable", "format_older", "format_newer"]
 """format_newer: a later Kensho wrote it; it is left alone."""
@@ -200,6 +202,9 @@ class GraphCache:
                 advice="raise graph_cache_bytes",
             )
         with _translated("written"):
+            for name in _FILES:
+                with contextlib.suppress(PermissionError):  # a file system without modes
+                    (temp.path / name).chmod(_MODE)
             _fsync_folder(temp.path)
             temp.path.rename(self._folder / key)
             _fsync_folder(self._folder)
@@ -278,6 +283,7 @@ class GraphCache:
 
     def _stamps(self, folder: Path) -> dict[str, Stamp]:
         stamps = {}
+        owners = self._owners()
         for name in _FILES:
             try:
                 found = (folder / name).lstat()
@@ -285,8 +291,18 @@ class GraphCache:
                 raise _damaged(f"{name} of the compiled graph is missing") from error
             if not stat.S_ISREG(found.st_mode):
                 raise _damaged(f"{name} of the compiled graph is no plain file")
+            # Hashes say that a graph is whole, not who made it: another user's is never executed.
+            if found.st_uid not in owners or found.st_mode & stat.S_IWOTH:
+                raise _damaged(f"{name} of the compiled graph may be written by another user")
             stamps[name] = stamp_of(found)
         return stamps
+
+    def _owners(self) -> set[int]:
+        """Whose files are trusted: ours, root's, and those of the cache folder's owner, who could replace any."""
+        owners = {0, os.geteuid()}
+        with contextlib.suppress(OSError):
+            owners.add(self._folder.stat().st_uid)
+        return owners
 
     def _read_record(self, folder: Path) -> GraphRecord | None:
         try:
