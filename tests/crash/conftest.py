@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.testing.rehearsal import OPERATIONS, copy_tree
-from kensho.testing.stage import Stage
+from kensho.testing.rehearsal import OPERATIONS
+from kensho.testing.stage import Stage, copy_tree
 from kensho.testing.system_calls import SystemCalls
 
 

@@ -29,28 +29,31 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from kensho.base.errors import ConfigError
 from kensho.delivery.disk import Disk, RealDisk, storage_errors
+from kensho.delivery.durable import make_folders
 
 ROLES: Final = ("root", "targets", "snapshot", "timestamp")
 MAX_KEY_BYTES = 16 << 10
 
 
-def keygen(folder: Path) -> dict[str, str]:
+def keygen(folder: Path, disk: Disk | None = None) -> dict[str, str]:
     """Make new keys for all roles in `folder`; returns role -> key id (as in the metadata).
 
-    All or nothing: the keys are made beside and appear by one rename. ConfigError if the folder has anything in it.
+    All or nothing, also after a power cut: the keys are made beside and appear by one rename. ConfigError if the folder
+    has anything in it.
     """
     folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.partial")
-    disk = RealDisk()
+    disk = disk or RealDisk()
     with storage_errors("make the keys", folder):
+        make_folders(disk, folder.parent)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            disk.fsync_folder(folder.parent)  # who made it may have been killed before that
             raise ConfigError(f"{folder} is not empty", advice="keys are never overwritten: choose a new folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(mode=0o700, exist_ok=True)
+        disk.make_folder(partial)
         partial.chmod(0o700)
         ids = {role: _make_key(disk, partial, role) for role in ROLES}
         disk.fsync_folder(partial)
-        partial.replace(folder)
+        disk.rename(partial, folder)
         disk.fsync_folder(folder.parent)
     return ids
 

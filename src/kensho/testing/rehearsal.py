@@ -10,29 +10,23 @@
 again with no cleaning up, and looks once more. Time is virtual, one connection: every run is the same.
 """
 
-import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from datetime import timedelta
 from errno import EPERM
 from pathlib import Path
 from typing import Final
 
-from kensho.base.errors import ConfigError, KenshoError
+from kensho.base.errors import KenshoError
 from kensho.delivery.checker import verify
 from kensho.delivery.disk import Disk, RealDisk
 from kensho.delivery.folder_source import FolderSource
-from kensho.delivery.keys import load_public_key, next_key_id
-from kensho.delivery.publisher import publish
 from kensho.delivery.repair import Repairer
-from kensho.delivery.repository import resign
 from kensho.delivery.retention import gc, pin, rollback
-from kensho.testing.client import NOW, Client
+from kensho.testing.client import Client
 from kensho.testing.memory_source import read_folder
+from kensho.testing.rehearsal_publishing import PUBLISHING
 from kensho.testing.repository import SimulatedRepository
-from kensho.testing.stage import DAMAGED_AT, FILES, Look, Operation, Stage, hold
+from kensho.testing.stage import DAMAGED_AT, FILES, Look, Operation, Stage, check_content, hold
 
 # --- init ---
 
@@ -151,21 +145,13 @@ def _look_at_store(stage: Stage, root: Path, again: Callable[[Client], int], *, 
     try:
         installed = {model.model: model.version for model in client.store.installed()}
         hold(installed.get("voice") in (before, after), installed)
-        _check_content(client)
+        check_content(client)
         fetched = again(client)
         hold(client.store.model("voice").version == after, "doing it again did not bring the new version")
-        _check_content(client)
+        check_content(client)
     finally:
         client.store.close()
     return Look(installed.get("voice") == after, fetched)
-
-
-def _check_content(client: Client) -> None:
-    for release in client.store.state.releases("voice"):
-        found = read_folder(client.store.versions.path("voice", release.version))
-        hold(found == FILES[release.version], f"{release.version} is not what was published")
-    report = verify(client.store, is_full=True, clock=client.clock, emit=client.events.append)
-    hold(not report.damaged, report.damaged)
 
 
 def _look_at_pull(
@@ -192,7 +178,7 @@ def _look_at_repair(stage: Stage, root: Path) -> Look:
         hold(wrong <= {damage.path for damage in quick.damaged}, "a wrong file passes the check")
         is_new = not quick.damaged
         fetched = _repair_from(stage.first)(client)
-        _check_content(client)
+        check_content(client)
     finally:
         client.store.close()
     return Look(is_new, fetched)
@@ -224,7 +210,7 @@ def _look_at_gc(stage: Stage, root: Path) -> Look:
     hold(kept == {"2.0", "3.0"}, kept)
     client = stage.client(root)
     rollback(client.store, "voice", clock=client.clock, emit=client.events.append)
-    _check_content(client)
+    check_content(client)
     client.store.close()
     return Look(is_new, look.bytes_fetched)
 
@@ -262,91 +248,6 @@ def _look_at_refresh(stage: Stage, root: Path) -> Look:
     return Look(is_new)
 
 
-# --- publish ---
-
-
-def _prepare_repository(stage: Stage, root: Path) -> None:
-    copy_tree(stage.first.folder, root / "repo")
-
-
-def _publish(stage: Stage, root: Path, disk: Disk) -> None:
-    _publish_with(stage.scratch / "1" / "keys", stage, root, disk)
-
-
-def _publish_with(keys: Path, stage: Stage, root: Path, disk: Disk) -> None:
-    publish(
-        stage.scratch / "2" / "models" / "voice" / "2.0",
-        root / "repo",
-        keys,
-        model="voice",
-        version="2.0",
-        now=NOW,
-        emit=lambda event: None,
-        disk=disk,
-    )
-
-
-def _look_at_repository(stage: Stage, root: Path) -> Look:
-    """Clients get the old release or the new one, whole; publishing again works."""
-    served = _served(stage, root, "served")
-    with suppress(ConfigError):  # it is published already
-        _publish(stage, root, RealDisk())
-        hold(served == "1.0", "the version could be published twice")
-    hold(_served(stage, root, "served-again") == "2.0", "publishing again did not bring the new release")
-    return Look(served == "2.0")
-
-
-def _served(stage: Stage, root: Path, name: str) -> str:
-    client = stage.client(root / name)
-    report = client.pull(FolderSource(root / "repo"))
-    hold(not report.first_error, report.first_error)
-    version = client.store.model("voice").version
-    _check_content(client)
-    client.store.close()
-    return version
-
-
-def _prepare_repository_and_keys(stage: Stage, root: Path) -> None:
-    _prepare_repository(stage, root)
-    copy_tree(stage.scratch / "1" / "keys", root / "keys")
-
-
-def _rotate(stage: Stage, root: Path, disk: Disk) -> None:
-    del stage
-    resign(root / "repo", root / "keys", rotate="root", now=NOW + timedelta(days=1), disk=disk)
-
-
-def _look_at_rotation(stage: Stage, root: Path) -> Look:
-    """Clients are served all the time; the rotation can be finished, and the new key publishes."""
-    hold(_served(stage, root, "served") == "1.0", "clients are not served")
-    newest = max((root / "repo" / "metadata").glob("?.root.json"))
-    key = load_public_key(root / "keys", "root").keyid
-    is_done = key in newest.read_text() and next_key_id(root / "keys", "root") is None
-    is_new = is_done and newest.name != "1.root.json"
-    if not is_new:
-        _rotate(stage, root, RealDisk())
-    _publish_with(root / "keys", stage, root, RealDisk())
-    hold(_served(stage, root, "served-again") == "2.0", "nothing that clients take can be published after it")
-    return Look(is_new)
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """As `cp -a`: files that are one file by two names are so in the copy, too."""
-    linked: dict[int, Path] = {}
-    target.mkdir(parents=True)
-    for folder, names, files in os.walk(source):
-        here = target / Path(folder).relative_to(source)
-        for name in names:
-            (here / name).mkdir()
-        for name in files:
-            inode = (Path(folder) / name).stat().st_ino
-            if inode in linked:
-                (here / name).hardlink_to(linked[inode])
-            else:
-                shutil.copy2(Path(folder) / name, here / name)
-                linked[inode] = here / name
-
-
 def act_in_process(scratch: str, name: str, folder: str) -> int:
     """For `system_calls`: the operation on the machine's own disk. 0: done; 3: it ended with one of our errors."""
     try:
@@ -379,6 +280,5 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     "pin": Operation(_prepared(lambda s: _pull(s.first)), _acting(lambda s: _hold_version), _look_at_pin),
     "refresh": Operation(_prepared(lambda s: _pull(s.first)), _refresh, _look_at_refresh),
-    "rotate": Operation(_prepare_repository_and_keys, _rotate, _look_at_rotation),
-    "publish": Operation(_prepare_repository, _publish, _look_at_repository),
+    **PUBLISHING,
 }

@@ -1,14 +1,18 @@
 """The ground on which operations are rehearsed: published releases of a tiny model, and what a look can find."""
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from kensho.delivery.checker import verify
 from kensho.delivery.disk import Disk
 from kensho.delivery.repository import resign
 from kensho.testing.client import FIRST, NOW, SECOND, Client, model_files, weights
+from kensho.testing.memory_source import read_folder
 from kensho.testing.power_cut import PowerCutDisk
 from kensho.testing.repository import SimulatedRepository
 
@@ -80,3 +84,29 @@ def hold(rule: bool, found: object) -> None:
     """An assertion that is not switched off by `python -O`."""
     if not rule:
         raise AssertionError(found)
+
+
+def check_content(client: Client) -> None:
+    """Every listed version has the published bytes, and `verify --full` says so."""
+    for release in client.store.state.releases("voice"):
+        found = read_folder(client.store.versions.path("voice", release.version))
+        hold(found == FILES[release.version], f"{release.version} is not what was published")
+    report = verify(client.store, is_full=True, clock=client.clock, emit=client.events.append)
+    hold(not report.damaged, report.damaged)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """As `cp -a`: files that are one file by two names are so in the copy, too."""
+    linked: dict[int, Path] = {}
+    target.mkdir(parents=True)
+    for folder, names, files in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        for name in names:
+            (here / name).mkdir()
+        for name in files:
+            inode = (Path(folder) / name).stat().st_ino
+            if inode in linked:
+                (here / name).hardlink_to(linked[inode])
+            else:
+                shutil.copy2(Path(folder) / name, here / name)
+                linked[inode] = here / name
