@@ -120,15 +120,18 @@ def test_the_compiled_graph_takes_over_while_a_stream_goes_on_with_the_old_engin
 ) -> None:
     async def ask() -> None:
         async with world.open(allow_faults=True, child_env=slow_compiler) as app:
+            assert [model.tier for model in app.status().models] == [""]
             has_changed = asyncio.Event()
             app.listen(lambda event: has_changed.set() if isinstance(event, TierChanged) else None)
             await world.ask(app)
+            assert [(model.tier, model.is_upgrading) for model in app.status().models] == [("raw", True)]
             (old,) = (pid for pid in app.engine_pids("demo").values() if pid)
             app.arm_fault("demo", "primary", "slow")
             stream = app.generate("demo", QUESTION.question)
             tokens = [await anext(aiter(stream))]
             await has_changed.wait()
             assert psutil.pid_exists(old)
+            assert [(model.tier, model.is_upgrading) for model in app.status().models] == [("mapped", False)]
             tokens += [token async for token in stream]
             assert "".join(token.text for token in tokens) == QUESTION.answer
             assert (stream.record.tier, stream.record.failovers) == ("raw", 0)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from kensho import __version__
 from kensho.app.answers import AnswerRecord, GenerateOptions, LoadSource, Token
 from kensho.app.deliveries import SCRUB_RETRY_S, Deliveries, read_root
-from kensho.app.status import Status
+from kensho.app.status import Status, with_tiers
 from kensho.base.clock import Clock
 from kensho.base.errors import (
     ConfigError,
@@ -140,7 +140,8 @@ class Kensho:
 
     def status(self) -> Status:
         """How things stand. Never uses the network, leaves no trace, hashes only what was touched since its check."""
-        return self._deliveries.status()
+        status = self._deliveries.status()
+        return with_tiers(status, self._serving.tiers()) if self._serving else status
 
     # --- answering: asyncio ---
 

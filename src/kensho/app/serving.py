@@ -14,15 +14,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kensho.app.opening import ServedModel
-from kensho.app.tiers import (
-    WINDOW_S,
-    ModelSizes,
-    ModelUse,
-    TierFacts,
-    check_room,
-    choose_tier,
-    models_to_close,
-)
+from kensho.app.status import LoadedTier
+from kensho.app.tiers import WINDOW_S, ModelSizes, ModelUse, TierFacts, check_room, choose_tier, models_to_close
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
@@ -134,6 +127,13 @@ class Serving:
 
     def is_loaded(self, installed: InstalledModel) -> bool:
         return (installed.model, installed.version) in self._places
+
+    def tiers(self) -> dict[Key, LoadedTier]:
+        """On which tier each loaded model answers, by (model, version)."""
+        return {
+            key: LoadedTier(place.loaded.served.graph.tier, place.is_changing)
+            for key, place in list(self._places.items())
+        }
 
     async def compile(self, installed: InstalledModel) -> LoadedGraph:
         """Find or make the graph, without loading it. Cancelling kills the compile child."""

@@ -1,6 +1,7 @@
 """How things stand, in one word, one sentence and details. Pure: made from what the store recorded."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -30,6 +31,10 @@ class ModelStatus:
     """What is used instead, in words."""
     ends: str = ""
     """What would end it, in words."""
+    tier: str = ""
+    """On which tier this application answers from it; empty: it is not loaded here."""
+    is_upgrading: bool = False
+    """Another tier is being prepared: its graph is compiled, or its engines start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,8 @@ class Status:
                 "since": m.since_s,
                 "instead": m.instead,
                 "ends": m.ends,
+                "tier": m.tier,
+                "upgrading": m.is_upgrading,
             }
             for m in self.models
         ]
@@ -97,6 +104,23 @@ class Status:
             "source": self.source,
             "metadata": metadata,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTier:
+    """What answers from a version now."""
+
+    tier: str
+    is_upgrading: bool
+
+
+def with_tiers(status: Status, loaded: Mapping[tuple[str, str], LoadedTier]) -> Status:
+    """The status with what is loaded in this application, by (model, version)."""
+    models = []
+    for model in status.models:
+        found = loaded.get((model.model, model.version))
+        models.append(replace(model, tier=found.tier, is_upgrading=found.is_upgrading) if found else model)
+    return replace(status, models=tuple(models))
 
 
 def make_status(
