@@ -20,6 +20,7 @@ from kensho.base.errors import KenshoError
 from kensho.delivery.checker import verify
 from kensho.delivery.disk import Disk, RealDisk
 from kensho.delivery.folder_source import FolderSource
+from kensho.delivery.leases import lease_version
 from kensho.delivery.repair import Repairer
 from kensho.delivery.retention import gc, pin, rollback
 from kensho.testing.client import Client
@@ -98,6 +99,18 @@ def _prepared(*steps: Callable[[Stage], Callable[[Client], int]]) -> Callable[[S
         client.store.close()
 
     return prepare
+
+
+def _prepare_three_versions(stage: Stage, root: Path) -> None:
+    """The first one is in use while the third comes, so that the pull does not remove it by itself."""
+    client = stage.client(root)
+    _pull(stage.first)(client)
+    lease = lease_version(client.store.versions.path("voice", "1.0"))
+    for world in (stage.second, stage.third):
+        _pull(world)(client)
+    if lease:
+        lease.close()
+    client.store.close()
 
 
 def _acting(step: Callable[[Stage], Callable[[Client], int]]) -> Callable[[Stage, Path, Disk], None]:
@@ -274,7 +287,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         _look_at_rollback,
     ),
     "gc": Operation(
-        _prepared(lambda s: _pull(s.first), lambda s: _pull(s.second), lambda s: _pull(s.third)),
+        _prepare_three_versions,
         _acting(lambda s: _collect),
         _look_at_gc,
     ),
