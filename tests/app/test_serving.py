@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kensho.app import GenerateOptions, Kensho
+from kensho.app import GenerateOptions, Kensho, serving, tiers
 from kensho.base.clock import SystemClock
 from kensho.base.errors import NotEnoughMemory, UsageError
 from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, TierChanged
@@ -146,6 +146,30 @@ def test_the_compiled_graph_takes_over_while_a_stream_goes_on_with_the_old_engin
     assert loaded == [("raw", "raw"), ("compile", "mapped")]
 
 
+def test_a_stream_of_requests_is_packed_and_given_back_with_the_same_words(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real engines; only the times and amounts are those of a short test."""
+    monkeypatch.setattr(serving, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(tiers, "PACK_TOKENS", 10)
+    monkeypatch.setattr(tiers, "IDLE_MAPPED_S", 1.0)
+    has_changed: asyncio.Queue[str] = asyncio.Queue()
+
+    async def ask() -> None:
+        async with world.open() as app:
+            app.listen(lambda event: has_changed.put_nowait(event.to_tier) if isinstance(event, TierChanged) else None)
+            await app.compile("demo")
+            for tier in ("mapped", "packed"):
+                answer = app.generate("demo", QUESTION.question)
+                assert "".join([token.text async for token in answer]) == QUESTION.answer
+                assert answer.record.tier == tier
+                async with asyncio.timeout(30):
+                    assert await has_changed.get() == ("packed" if tier == "mapped" else "mapped")
+            assert await world.ask(app) == QUESTION.answer
+
+    asyncio.run(ask())
+
+
 def test_leaving_by_an_exception_ends_the_compile(world: World, slow_compiler: dict[str, str]) -> None:
     async def leave() -> None:
         async with world.open(child_env=slow_compiler) as app:
@@ -158,7 +182,7 @@ def test_leaving_by_an_exception_ends_the_compile(world: World, slow_compiler: d
     assert [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
-@pytest.mark.parametrize("tier", ["raw", "mapped", "packed"])
+@pytest.mark.parametrize("tier", ["raw", "mapped", "mixed", "packed"])
 def test_every_tier_answers_word_for_word(world: World, tier: str) -> None:
     async def ask() -> str:
         async with world.open(tier=tier) as app:

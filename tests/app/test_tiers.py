@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.app.tiers import (
+    COPIES,
     HOST_BYTES,
     IDLE_CLOSE_S,
     IDLE_MAPPED_S,
@@ -19,7 +20,13 @@ from kensho.app.tiers import (
 from kensho.base.errors import EngineError, NotEnoughMemory
 
 GIB = 1 << 30
-SIZES = st.builds(ModelSizes, st.integers(0, 4 * GIB), st.integers(0, GIB), st.integers(1, 2))
+SIZES = st.builds(
+    lambda layers, head, kv, hosts: ModelSizes(layers + head, kv, hosts, head),
+    st.integers(0, 2 * GIB),
+    st.integers(0, 2 * GIB),
+    st.integers(0, GIB),
+    st.integers(1, 2),
+)
 TIERS = st.sampled_from(["raw", "mapped", "mixed", "packed"])
 FACTS = st.builds(
     TierFacts, TIERS, SIZES, st.integers(0, 16 * GIB), st.integers(0, 3 * PACK_TOKENS), st.floats(0, 2 * IDLE_CLOSE_S)
@@ -52,21 +59,30 @@ def test_a_tier_that_somebody_chose_is_kept(given_facts: TierFacts, tier: str) -
 @settings(max_examples=200, deadline=None)
 def test_packing_is_begun_only_where_memory_stays_and_a_stream_is_there(given_facts: TierFacts) -> None:
     chosen = choose_tier("auto", given_facts)
-    if chosen == "packed" and given_facts.current != "packed":
-        assert given_facts.free_bytes - given_facts.sizes.needed_bytes("packed") >= 2 * RESERVE_BYTES
+    if chosen in COPIES and given_facts.current != chosen:
+        assert given_facts.free_bytes - given_facts.sizes.needed_bytes(chosen) >= 2 * RESERVE_BYTES
         assert given_facts.recent_tokens >= PACK_TOKENS
     if given_facts.free_bytes < RESERVE_BYTES:
-        assert chosen != "packed"
+        assert chosen not in COPIES
 
 
 @given(FACTS)
 @settings(max_examples=200, deadline=None)
 def test_a_choice_does_not_swing_back_for_the_memory_that_it_took(given_facts: TierFacts) -> None:
     chosen = choose_tier("auto", given_facts)
-    if chosen == "packed" != given_facts.current and given_facts.idle_s < IDLE_MAPPED_S:
-        free = given_facts.free_bytes - given_facts.sizes.needed_bytes("packed")
-        after = TierFacts("packed", given_facts.sizes, free, 0, given_facts.idle_s)
-        assert choose_tier("auto", after) == "packed"
+    if chosen in COPIES and chosen != given_facts.current and given_facts.idle_s < IDLE_MAPPED_S:
+        free = given_facts.free_bytes - given_facts.sizes.needed_bytes(chosen)
+        after = TierFacts(chosen, given_facts.sizes, free, 0, given_facts.idle_s)
+        assert choose_tier("auto", after) == chosen
+
+
+def test_where_packed_does_not_fit_mixed_takes_its_place_and_packed_follows_when_it_does() -> None:
+    sizes = ModelSizes(280 << 20, 75 << 20, 2, head_bytes=168 << 20)
+    tight = 2 * RESERVE_BYTES + sizes.needed_bytes("mixed")
+    assert choose_tier("auto", facts(sizes=sizes, free_bytes=tight)) == "mixed"
+    assert choose_tier("auto", facts("mixed", sizes=sizes, free_bytes=tight)) == "mixed"
+    assert choose_tier("auto", facts("mixed", sizes=sizes)) == "packed"
+    assert choose_tier("auto", facts(sizes=sizes, free_bytes=tight - 1)) == "mapped"
 
 
 def test_raw_is_only_for_as_long_as_it_takes_to_compile() -> None:
@@ -74,9 +90,10 @@ def test_raw_is_only_for_as_long_as_it_takes_to_compile() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"free_bytes": RESERVE_BYTES - 1}, {"idle_s": IDLE_MAPPED_S}])
-def test_the_packed_copy_is_given_back_under_pressure_and_when_idle(changed: dict[str, object]) -> None:
+@pytest.mark.parametrize("tier", ["mixed", "packed"])
+def test_a_copy_is_given_back_under_pressure_and_when_idle(tier: str, changed: dict[str, object]) -> None:
     assert choose_tier("auto", facts("packed")) == "packed"
-    assert choose_tier("auto", facts("packed", **changed)) == "mapped"
+    assert choose_tier("auto", facts(tier, **changed)) == "mapped"
 
 
 @given(USES, st.integers(0, 2 * RESERVE_BYTES))
@@ -97,10 +114,11 @@ def test_who_is_in_use_or_pinned_stays_and_the_longest_unused_go_first(
         assert closed
 
 
-@given(st.sampled_from(["raw", "mapped", "packed"]), SIZES, st.integers(0, 8 * GIB))
+@given(TIERS, SIZES, st.integers(0, 8 * GIB))
 @settings(max_examples=100, deadline=None)
 def test_what_does_not_fit_is_refused_with_numbers(tier: str, sizes: ModelSizes, free_bytes: int) -> None:
-    needed = sizes.hosts * (HOST_BYTES + sizes.kv_bytes) + (sizes.graph_bytes if tier == "packed" else 0)
+    copied = {"packed": sizes.graph_bytes, "mixed": sizes.graph_bytes - sizes.head_bytes}.get(tier, 0)
+    needed = sizes.hosts * (HOST_BYTES + sizes.kv_bytes) + copied
     if needed + RESERVE_BYTES <= free_bytes:
         check_room("m", tier, sizes, free_bytes)  # type: ignore[arg-type]
     else:

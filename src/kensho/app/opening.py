@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kensho.app.tiers import ModelSizes
+from kensho.app.tiers import COPIES, ModelSizes
 from kensho.base.clock import Clock
 from kensho.base.events import Emit
 from kensho.base.ids import Digest
@@ -34,6 +34,10 @@ from kensho.settings import Settings
 
 MAX_THREADS = 4
 """Of one engine host, unless the settings say otherwise: decoding is bound by memory, more threads only compete."""
+
+
+_HEADS = ("lm_head.weight", "model.embed_tokens.weight")
+"""Sections of a graph that the mixed tier reads in place: the head, which may be the embedding too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ class ModelOpener:
         if graph.tier == "raw":
             return ModelSizes(0, stated_kv_bytes(graph.model_folder) * context, hosts)
         header = read_header(graph.graph_folder)
-        return ModelSizes(header.size_bytes, header.kv_bytes_per_position * context, hosts)
+        head_bytes = sum(section.size_bytes for section in header.sections if section.name in _HEADS)
+        return ModelSizes(header.size_bytes, header.kv_bytes_per_position * context, hosts, head_bytes)
 
     async def start(
         self, installed: InstalledModel, graph: LoadedGraph, sizes: ModelSizes, codec: TextCodec | None
@@ -194,7 +199,7 @@ def _token() -> str:
 
 def _tier_of(graph: LoadedGraph, engine: str) -> Tier:
     """The standby of a packed model is mapped: the same numbers from the same file, without a second copy of it."""
-    return "mapped" if engine == "standby" and graph.tier in {"mixed", "packed"} else graph.tier
+    return "mapped" if engine == "standby" and graph.tier in COPIES else graph.tier
 
 
 def _digests(installed: InstalledModel) -> dict[str, Digest]:

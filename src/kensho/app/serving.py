@@ -15,7 +15,16 @@ from typing import Protocol
 
 from kensho.app.opening import ServedModel
 from kensho.app.status import LoadedTier
-from kensho.app.tiers import WINDOW_S, ModelSizes, ModelUse, TierFacts, check_room, choose_tier, models_to_close
+from kensho.app.tiers import (
+    COPIES,
+    WINDOW_S,
+    ModelSizes,
+    ModelUse,
+    TierFacts,
+    check_room,
+    choose_tier,
+    models_to_close,
+)
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
@@ -264,7 +273,7 @@ class Serving:
                 key,
                 self._idle_s(place),
                 is_kept=place.is_pinned or place.loaded.users > 0 or place.is_changing,
-                can_shrink=self._settings.tier == "auto" and place.loaded.served.graph.tier == "packed",
+                can_shrink=self._settings.tier == "auto" and place.loaded.served.graph.tier in COPIES,
             )
             for key, place in self._places.items()
         ]
@@ -326,7 +335,7 @@ class Serving:
                 self._opener.release(graph)
                 return
             # Giving back is for when there is no room: the reserve pays for the moment in which both are up.
-            is_giving_back = before.served.graph.tier in {"mixed", "packed"}
+            is_giving_back = wanted == "mapped" and before.served.graph.tier in COPIES
             served = await self._start(installed, graph, before.served.codec, is_giving_back=is_giving_back)
         except KenshoError as error:
             place.retry_at_s = self._clock.monotonic_s() + RETRY_S

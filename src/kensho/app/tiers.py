@@ -1,7 +1,8 @@
 """Which tier a loaded model should have, which models should go, and whether one more fits. Pure.
 
 Rules: (1) a tier that somebody chose is kept; (2) packed is worth its second copy of the weights only for a stream of
-requests, and only where memory stays free beside it; (3) what was taken is given back under memory pressure and when
+requests, and only where memory stays free beside it; where it does not, mixed takes its place, without a copy of the
+head; (3) what was taken is given back under memory pressure and when
 nobody asks; (4) who has the memory keeps it on less than who wants it, so that nothing swings to and fro; (5) a model
 in use or pinned is never closed; of the others the one used longest ago goes first.
 """
@@ -33,6 +34,9 @@ HOST_BYTES = 64 << 20
 """Own memory of an engine host before its KV cache is filled. Measured, 270M, RssAnon after a short answer:
 mapped 32 to 38 MB, raw 69, packed 298, which is 38 and the graph."""
 
+COPIES: tuple[Tier, ...] = ("mixed", "packed")
+"""The tiers that hold a copy of weights, which can be given back; the better one last."""
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -46,11 +50,13 @@ class ModelSizes:
     """Of the KV cache of one engine at its full context."""
     hosts: int
     """Engines that are up at once: 2 with a hot standby."""
+    head_bytes: int = 0
+    """Of the graph: what the mixed tier reads in place."""
 
     def needed_bytes(self, tier: Tier) -> int:
         """Memory that cannot be given back page by page: mapped files do not count. Only the primary is packed."""
-        mapped = self.hosts * (HOST_BYTES + self.kv_bytes)
-        return mapped + (self.graph_bytes if tier in ("mixed", "packed") else 0)
+        copied = {"mixed": self.graph_bytes - self.head_bytes, "packed": self.graph_bytes}.get(tier, 0)
+        return self.hosts * (HOST_BYTES + self.kv_bytes) + copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +91,14 @@ def choose_tier(choice: TierChoice, facts: TierFacts) -> Tier:
     sizes = facts.sizes
     if facts.current == "raw":
         return "mapped"
-    if facts.current == "packed":
-        has_to_go = facts.free_bytes < RESERVE_BYTES or facts.idle_s >= IDLE_MAPPED_S
-        return "mapped" if has_to_go else "packed"
+    if facts.current in COPIES and (facts.free_bytes < RESERVE_BYTES or facts.idle_s >= IDLE_MAPPED_S):
+        return "mapped"
+    if facts.recent_tokens < PACK_TOKENS:
+        return facts.current
     # While engines are swapped, the old ones and the new ones are up together.
-    is_possible = facts.free_bytes >= 2 * RESERVE_BYTES + sizes.needed_bytes("packed")
-    return "packed" if is_possible and facts.recent_tokens >= PACK_TOKENS else facts.current
+    room = facts.free_bytes - 2 * RESERVE_BYTES
+    better = COPIES[COPIES.index(facts.current) + 1 :] if facts.current in COPIES else COPIES
+    return next((tier for tier in reversed(better) if sizes.needed_bytes(tier) <= room), facts.current)
 
 
 def models_to_close(models: Sequence[ModelUse[K]], free_bytes: int) -> list[K]:
