@@ -77,7 +77,7 @@ def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(ground: Any, 
     assert not _twice(ground, operation, stride)
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.full_sweep), 6], ids=["full", "sample"])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.full_sweep), 12], ids=["full", "sample"])
 @pytest.mark.real
 def test_removing_any_fsync_is_noticed(ground: Any, stride: int) -> None:
     sites: set[str] = set()
