@@ -17,6 +17,7 @@ from kensho.app.opening import ServedModel
 from kensho.app.status import LoadedTier
 from kensho.app.tiers import (
     COPIES,
+    KEPT_MODELS,
     WINDOW_S,
     ModelSizes,
     ModelUse,
@@ -116,7 +117,8 @@ class Serving:
         loaded = place.loaded
         loaded.users += 1
         try:
-            self._close_some()
+            if len(self._places) > KEPT_MODELS:
+                self._close_some()
             yield loaded.served
         finally:
             loaded.users -= 1
