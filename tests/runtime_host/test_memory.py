@@ -47,12 +47,13 @@ def test_the_narrowest_cgroup_on_the_way_up_bounds_it(
 ) -> None:
     at = f"sys/fs/cgroup/{folder}"
     files = {f"{at}/{limit}": "900000\n", f"{at}/{usage}": "500000\n", f"{at}/memory.stat": f"anon 7\n{inactive} 300\n"}
-    assert read_memory(machine(tmp_path, cgroup, files)) == 900000 - 500000 + 300
+    files[f"{at}/memory.stat"] += inactive.replace("inactive", "active") + " 20\n"
+    assert read_memory(machine(tmp_path, cgroup, files)) == 900000 - 500000 + 320
 
 
 def test_a_cgroup_that_is_used_up_leaves_nothing_and_one_without_limit_bounds_nothing() -> None:
-    assert parse_room("100", "500", "", "inactive_file") == 0
-    assert parse_room("max\n", "500", "", "inactive_file") is None
+    assert parse_room("100", "500", "", ["inactive_file"]) == 0
+    assert parse_room("max\n", "500", "", ["inactive_file"]) is None
 
 
 def test_a_machine_that_says_nothing_sets_no_bound(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_machine_that_says_nothing_sets_no_bound(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 def test_no_text_makes_the_readers_fail_or_leave_the_folder(text: str, other: str) -> None:
     parse_available(text)
-    parse_room(text, other, text, "inactive_file")
+    parse_room(text, other, text, ["inactive_file"])
     assert not any(".." in path.split("/") for path in parse_cgroups(text))
 
 

@@ -5,14 +5,14 @@ cache). Both versions of cgroups are read, and every cgroup above ours, since ea
 `parse_*` are pure; `read_memory` is the edge. Costs some 20 small reads, under a millisecond.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _MAX_BYTES = 64 * 1024
 _FILES = (
-    # limit, usage, page cache that is counted as usage and can be taken back at once
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    # limit, usage, page cache: it counts as usage (a model that was just downloaded fills it), and is given back
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 )
 
 
@@ -32,13 +32,13 @@ def parse_available(meminfo: str) -> int | None:
     return None
 
 
-def parse_room(limit: str, usage: str, stat: str, reclaimable: str) -> int | None:
+def parse_room(limit: str, usage: str, stat: str, reclaimable: Sequence[str]) -> int | None:
     """What a cgroup leaves, from the text of its files; None: it sets no limit, or says nothing."""
     if not limit.strip().isdecimal() or not usage.strip().isdecimal():
         return None
     values = dict(line.split(" ", 1) for line in stat.splitlines() if line.count(" ") == 1)
-    back = values.get(reclaimable, "0")
-    return max(0, int(limit) - int(usage) + (int(back) if back.isdecimal() else 0))
+    back = [values.get(name, "0") for name in reclaimable]
+    return max(0, int(limit) - int(usage) + sum(int(text) for text in back if text.isdecimal()))
 
 
 def parse_cgroups(text: str) -> list[str]:
