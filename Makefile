@@ -43,7 +43,7 @@ check: setup-dev  ## format, lint, import rules, types, fast tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/lint-imports --no-logo >.import-rules.log 2>&1 || { cat .import-rules.log; exit 1; }
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m pytest -m "not real" -n 2
+	@$(BIN)/python -m pytest -m "not real and not store" -n 2
 
 bench: setup-dev  ## delivery beside its peers, each against its bar (needs nginx-light aria2 zsync; 1 GB in build/)
 	@for name in download verify repair startup; do $(BIN)/python bench/$$name.py || exit 1; echo; done

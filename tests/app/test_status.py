@@ -18,6 +18,8 @@ from kensho.testing.client import FIRST, Client, model_files, weights
 from kensho.testing.memory_source import Fault, MemorySource
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 READY = ModelStatus("voice", "1.0", None, "ready", 100)
 DEGRADED = replace(READY, model="image", state="degraded", reason="a.bin: not found")
 ABSENT = replace(READY, model="extra", version="", state="degraded", reason="2.0 cannot be had")

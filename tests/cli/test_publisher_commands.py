@@ -8,6 +8,8 @@ import pytest
 from kensho.cli.main import main
 from kensho.testing.client import model_files, weights
 
+pytestmark = pytest.mark.store
+
 
 class Shell:
     """Commands on a repository; each returns the summary."""

@@ -40,6 +40,8 @@ from kensho.testing.hostile import hostile_server, reply
 from kensho.testing.memory_source import read_folder
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 # --- 15: swapped between the look and the opening ---
 
 

@@ -19,6 +19,8 @@ from kensho.testing.client import FIRST, SECOND, Client, model_files
 from kensho.testing.memory_source import read_folder
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 FOLDERS = ("blobs", "staging", "versions", "versions/voice", "versions/voice/1.0")
 DAMAGES = ("flip", "cut", "grow", "empty", "lose", "link", "dangling", "twin", "fifo", "folder")
 Damage = tuple[str, int, str, int]

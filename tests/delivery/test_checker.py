@@ -14,6 +14,8 @@ from kensho.testing.client import FIRST, Client, model_files
 from kensho.testing.disk import FaultyDisk
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 SIZE = sum(map(len, model_files(FIRST).values()))
 
 

@@ -22,6 +22,8 @@ from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
 from kensho.testing.disk import FaultyDisk, Stopped
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 SWEEP = pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.real)])
 """At every operation, or, in the fast tests, at every 23rd."""
 FAULTS = pytest.mark.parametrize("fault", ["stop", errno.ENOSPC, errno.EIO], ids=["kill", "ENOSPC", "EIO"])

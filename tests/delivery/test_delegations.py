@@ -18,6 +18,8 @@ from kensho.delivery.delegations import MAX_DELEGATIONS, MAX_PATTERNS, find_targ
 from kensho.delivery.trust import Trust
 from kensho.testing.tuf_repository import TufRepository, new_key
 
+pytestmark = pytest.mark.store
+
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 

@@ -18,6 +18,8 @@ from kensho.testing.client import FIRST, Client, model_files
 from kensho.testing.disk import FaultyDisk, Stopped
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 
 def _add_notes(root: Path, disk: Disk) -> None:
     """A migration as it should be: a folder, a document and a table more; all of it may be there already."""

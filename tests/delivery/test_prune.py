@@ -15,6 +15,8 @@ from kensho.testing.disk import FaultyDisk, Stopped
 from kensho.testing.power_cut import PowerCutDisk
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 FILES = {f"{number}.0": model_files([*weights(number)[:3], *FIRST[3:]]) for number in (1, 2, 3)}
 """Three of six tensors are new in each version; the others lie in the first version's pack."""
 LATER = NOW + timedelta(days=31)

@@ -24,6 +24,8 @@ from kensho.delivery.publisher import PublishReport, publish
 from kensho.delivery.repository import Repository
 from kensho.testing.disk import FaultyDisk, Stopped
 
+pytestmark = pytest.mark.store
+
 NOW = datetime(2026, 11, 20, 9, 14, tzinfo=UTC)
 EVERY = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.real)])
 """Each seventh operation in the fast tests, each one in the real ones."""

@@ -22,6 +22,8 @@ from kensho.testing.disk import FaultyDisk, Stopped
 from kensho.testing.memory_source import Fault
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 NAME = "model.safetensors"
 SWEEP = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.real)])
 """At every operation, or, in the fast tests, at every 7th."""

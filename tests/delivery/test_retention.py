@@ -15,6 +15,8 @@ from kensho.testing.client import FIRST, SECOND, Client, model_files, weights
 from kensho.testing.disk import FaultyDisk
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 
 @pytest.fixture
 def updated(client: Client, world: SimulatedRepository, grown: SimulatedRepository) -> Client:

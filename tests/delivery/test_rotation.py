@@ -18,6 +18,8 @@ from kensho.testing.disk import FaultyDisk, Stopped
 from kensho.testing.power_cut import PowerCutDisk
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 
 class Publisher(SimulatedRepository):
     """Its folders are open, so that keys can be lost and stolen."""

@@ -18,6 +18,8 @@ from kensho.testing.client import FIRST, Client, model_files
 from kensho.testing.disk import FaultyDisk
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 PERIOD_S = 7 * 86400.0
 
 

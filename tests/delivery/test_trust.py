@@ -23,6 +23,8 @@ from kensho.delivery.trust import MAX_NEW_ROOTS, ReleaseRef, Trust
 from kensho.testing.disk import FaultyDisk, Stopped
 from kensho.testing.repository import MemorySource
 
+pytestmark = pytest.mark.store
+
 DAY0 = datetime(2026, 11, 20, tzinfo=UTC)
 ROLES = ("root", "timestamp", "snapshot", "targets")
 DOCUMENT = b'{"a manifest": 1}'

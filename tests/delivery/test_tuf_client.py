@@ -19,6 +19,8 @@ from kensho.testing.memory_source import MemorySource
 from kensho.testing.tuf_client import parse, run
 from kensho.testing.tuf_repository import TOP_LEVEL, RecordingSource, TufRepository, new_key
 
+pytestmark = pytest.mark.store
+
 NOW = datetime.now(UTC).replace(microsecond=0)
 FIRST_REQUESTS = ["2.root.json", "timestamp.json", "1.snapshot.json", "1.targets.json"]
 

@@ -41,6 +41,8 @@ from kensho.testing.disk import FaultyDisk
 from kensho.testing.memory_source import Fault, MemorySource
 from kensho.testing.repository import SimulatedRepository
 
+pytestmark = pytest.mark.store
+
 
 def test_a_pull_makes_exactly_the_published_files_visible(client: Client, world: SimulatedRepository) -> None:
     source = world.source()

@@ -58,6 +58,8 @@ from kensho.runtime.loader import ModelLoader
 from kensho.runtime.machine import Machine
 from kensho.testing.clock import VirtualClock
 
+pytestmark = pytest.mark.store
+
 Put = Callable[..., tuple[GraphKey, Hit]]
 MakeCache = Callable[..., GraphCache]
 HERE = Machine("x86_64", "linux", ("avx2", "avx512_vnni"), "1.31.1")

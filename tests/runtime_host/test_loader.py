@@ -35,6 +35,8 @@ from kensho.runtime.machine import Machine, read_machine
 from kensho.runtime.temp_folder import TempFolder
 from kensho.testing.clock import VirtualClock
 
+pytestmark = pytest.mark.store
+
 MACHINE = Machine("x86_64", "linux", ("avx2",), "1.31.1")
 DIGESTS = {
     "config.json": digest_of(b"c"),
