@@ -73,7 +73,7 @@ class Ground:
         return (str(self.stage.scratch), operation, str(copy / "root"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Ground]:
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=shared)) if shared.is_dir() else tmp_path_factory.mktemp("crash")
