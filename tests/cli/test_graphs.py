@@ -57,7 +57,7 @@ def test_what_is_warmed_is_listed_found_by_the_next_program_and_cleared(kensho: 
     kensho("warm", "demo")
     cleared = kensho("graphs", "clear")
     assert cleared["removed"] == 1
-    assert cleared["bytes_freed"] == graph["size_bytes"]
+    assert cleared["bytes_freed"] == pytest.approx(graph["size_bytes"], abs=16)  # the header says how long it took
 
 
 def test_a_model_that_cannot_be_warmed_does_not_keep_the_others_cold(kensho: Run) -> None:

@@ -19,6 +19,7 @@ from kensho.base.events import CompileStage, Emit
 from kensho.runtime.compile_job import CompileJob, dump_job
 from kensho.runtime.error_wire import restore_error
 from kensho.runtime.process import Child, Ended, spawn
+from kensho.runtime.to_the_end import to_the_end
 
 MAX_LINE_BYTES = 1 << 20
 """More than `error_wire` lets an error be."""
@@ -58,7 +59,7 @@ class Compiler:
             child.kill()
             raise
         finally:
-            ended = await _end(child, watch)
+            ended = await to_the_end(_end(child, watch))
         if not watch.is_over:
             raise self._failed(watch, ended)
 

@@ -14,6 +14,7 @@ from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
 from kensho.runtime.frames import Decoder, Message, encode
 from kensho.runtime.process import Child, Ended, spawn
+from kensho.runtime.to_the_end import to_the_end
 
 GRACE_S: Seconds = 0.5
 """How long a host that closed its socket may take to end by itself: it then reports its own exit code."""
@@ -112,7 +113,7 @@ class HostProcess:
     async def ended(self) -> Ended:
         """How it ended; waits for that, at most GRACE_S + REAP_S after the socket is closed."""
         assert self._watcher is not None  # noqa: S101  # set by `start`
-        return await asyncio.shield(self._watcher)
+        return await to_the_end(_result_of(self._watcher))
 
     async def _watch(self, on_lost: Callable[[Ended, str], None]) -> Ended:
         await self._link.is_lost.wait()
@@ -123,6 +124,11 @@ class HostProcess:
         if not self._is_closed:
             on_lost(ended, self._why)
         return ended
+
+
+async def _result_of(watcher: asyncio.Task[Ended]) -> Ended:
+    """Several may wait for the one watcher; none of them may end it."""
+    return await asyncio.shield(watcher)
 
 
 class _Link(asyncio.Protocol):
