@@ -17,7 +17,9 @@ from kensho.base.clock import SystemClock
 from kensho.base.errors import NotEnoughMemory, UsageError
 from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, TierChanged
 from kensho.cli.main import main
+from kensho.delivery.disk import RealDisk
 from kensho.delivery.keys import keygen
+from kensho.delivery.store import Store
 from kensho.demo.stage import embedded_model, questions
 from kensho.runtime.header import GRAPH_FILE, dump_header, read_header
 from kensho.settings import load_settings
@@ -268,3 +270,18 @@ def test_two_questions_at_once_are_both_answered(world: World) -> None:
             return await asyncio.gather(*(world.ask(app) for _ in range(4)))
 
     assert asyncio.run(both()) == [QUESTION.answer] * 4
+
+
+def test_every_load_of_a_model_is_counted(world: World) -> None:
+    async def ask() -> None:
+        async with world.open() as app:
+            await world.ask(app)
+            await world.ask(app)
+
+    for _ in range(2):
+        asyncio.run(ask())
+    store = Store.open(world.store, disk=RealDisk())
+    installed = store.model("demo")
+    store.close()
+    assert installed.uses == 2
+    assert installed.used_at is not None

@@ -5,6 +5,7 @@ Nothing here imports TUF or an HTTP library before the network is really wanted:
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,7 +16,15 @@ from urllib.parse import urlsplit
 from kensho.app.describe import describe_models, describe_updates
 from kensho.app.status import LastCheck, Status, make_status
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import ConfigError, Damaged, KenshoError, NetworkNotAllowed, TransportError, UsageError
+from kensho.base.errors import (
+    ConfigError,
+    Damaged,
+    KenshoError,
+    NetworkNotAllowed,
+    StorageError,
+    TransportError,
+    UsageError,
+)
 from kensho.base.events import Emit, RepairPostponed, RootTrusted
 from kensho.delivery.checker import Damage, VerifyReport, check_model, look, verify
 from kensho.delivery.disk import RealDisk
@@ -121,6 +130,9 @@ class Deliveries:
                 self._mend_model(name, self._check(name) if has_waited else damaged)
             finally:
                 self._changing.release()
+        if not self.store.is_read_only:
+            with suppress(StorageError):  # an answer is worth more than a count (row D13)
+                self.store.state.note_use(name, now=self._clock.wall_s())
         return self.store.model(name)
 
     def fallback_of(self, name: str) -> str | None:

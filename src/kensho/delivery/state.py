@@ -168,7 +168,7 @@ class State:
                 db.execute(f"DELETE FROM {table} WHERE model = ? AND version = ?", (model, version))  # noqa: S608
 
     def note_use(self, model: str, *, now: Seconds) -> None:
-        """Use counts order warm-up and prefetch (rows D12, R6)."""
+        """A model was loaded (row D13); the counts are for warm-up and prefetch (rows D12, R6)."""
         with self._writing() as db:
             db.execute("UPDATE models SET uses = uses + 1, used_at = ? WHERE model = ?", (now, model))
 
