@@ -1,7 +1,8 @@
 """Run a fixed sequence through a session: to choose the form of a graph, and to recognise the graph again later.
 
 Two questions, two moments. When compiling: does the int8 graph, on this CPU, answer like the exact one
-(`relative_error` <= `MAX_ERROR`)? When loading: does it still answer what it answered then (`check_session`)?
+(`relative_error` <= `MAX_ERROR`)? Afterwards: does it still answer
+what it answered then? A circuit's canary asks for the same ids; `check_session` also looks at the logits.
 The prompt is one prefill of several rows and then single rows, because those take different kernels.
 """
 
