@@ -9,7 +9,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -70,9 +70,6 @@ class Result:
     code: int = exits.OK
     keys: Mapping[str, object] = field(default_factory=dict)
     error: KenshoError | None = None
-
-
-Run = Callable[[Context], Result]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
