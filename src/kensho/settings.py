@@ -8,12 +8,12 @@ seconds); an unknown key or a value of the wrong kind is refused by name, so tha
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import UsageError
+from kensho.base.structs import Struct, field
 
 TierChoice = Literal["auto", "raw", "mapped", "mixed", "packed"]
 StandbyChoice = Literal["hot", "on_demand"]
@@ -23,8 +23,7 @@ MAX_CONFIG_BYTES = 64 * 1024
 _CHILD_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "TZ")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, kw_only=True):
     """Everything that can be chosen. Units are in the names."""
 
     store: Path
@@ -66,7 +65,7 @@ class Settings:
     allow_faults: bool = False
     """Engine hosts accept `kensho fault` (rehearsal of failures)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    child_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    child_env: Mapping[str, str] = field(factory=dict)
     """The environment that child processes get: chosen variables only."""
 
 
@@ -139,7 +138,7 @@ def _read_config(path: Path) -> dict[str, object]:
 
 
 def _check(key: str, value: object) -> None:
-    names = {f.name: f.type for f in fields(Settings) if f.name != "child_env"}
+    names = {name: kind for name, kind in Settings.__annotations__.items() if name != "child_env"}
     if key not in names:
         raise UsageError(f"unknown setting {key!r}", advice="known are: " + ", ".join(names))
     if key in _CHOICES and value not in _CHOICES[key]:

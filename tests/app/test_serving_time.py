@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ from kensho.app.tiers import HOST_BYTES, IDLE_CLOSE_S, IDLE_MAPPED_S, PACK_TOKEN
 from kensho.base.errors import CompileFailed, EngineError, NotEnoughMemory
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
 from kensho.base.ids import GraphKey, digest_of
+from kensho.base.structs import replace
 from kensho.delivery.store import InstalledModel
 from kensho.resilience.scheduler import Scheduler
 from kensho.runtime.frames import Tier

@@ -1,7 +1,6 @@
 """The status is the worst of what there is, says since when and what ends it, and looking leaves no trace."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from kensho.app.doctor import examine
 from kensho.app.status import LastCheck, ModelStatus, Updates, make_status
 from kensho.base.events import Event, RepairPostponed
 from kensho.base.ids import digest_of
+from kensho.base.structs import replace
 from kensho.delivery.manifest import dump_manifest
 from kensho.settings import Settings
 from kensho.testing.client import FIRST, Client, model_files, weights

@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import TrustError
 from kensho.base.ids import digest_of
+from kensho.base.structs import replace
 from kensho.delivery.chunk_list import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,

@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import ClientTooOld, TrustError
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import replace
 from kensho.delivery.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,

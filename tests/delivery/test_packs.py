@@ -4,7 +4,6 @@ import contextlib
 import random
 import struct
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import DigestMismatch
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import replace
 from kensho.delivery import packs
 from kensho.delivery.chunk_list import Chunk
 from kensho.delivery.disk import RealDisk

@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 import struct
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from kensho.base.errors import ConfigError, KenshoError, ModelError, NotEnoughSpace, StorageError, TrustError
 from kensho.base.events import Event, ReleasePublished
 from kensho.base.ids import digest_of
+from kensho.base.structs import replace
 from kensho.delivery import packing
 from kensho.delivery.disk import Disk, RealDisk
 from kensho.delivery.keys import keygen

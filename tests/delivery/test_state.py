@@ -1,12 +1,12 @@
 """The database keeps what it was told, switches models in one step, and explains what is wrong with its file."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kensho.base.errors import StorageError
 from kensho.base.ids import digest_of
+from kensho.base.structs import replace
 from kensho.delivery import state as state_module
 from kensho.delivery.installed import InstalledFile, ModelRow, Record, Release, Shortfall
 from kensho.delivery.state import State

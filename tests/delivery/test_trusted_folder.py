@@ -1,12 +1,12 @@
 """kensho.delivery.trusted_folder: documents change one by one, atomically, and never back."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from kensho.base.errors import ConfigError, StorageError, StoreBusy
+from kensho.base.structs import replace
 from kensho.delivery.disk import RealDisk
 from kensho.delivery.trusted_folder import Refreshed, TrustedFolder
 

@@ -1,7 +1,6 @@
 """Pulling: only what is missing travels, nothing wrong is visible, and what fails leaves the old version running."""
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from kensho.base.events import (
     UpdateApplied,
 )
 from kensho.base.ids import digest_of
+from kensho.base.structs import replace
 from kensho.delivery.acceptance import SignedReleases
 from kensho.delivery.checker import verify
 from kensho.delivery.layout import pack_path

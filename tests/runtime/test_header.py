@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import Damaged
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import replace
 from kensho.runtime.header import (
     BLOCK_BYTES,
     FORMAT,

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kensho.base.errors import ModelError, UnknownArchitecture
+from kensho.base.structs import replace
 from kensho.runtime.hf_config import check_tensors, parse_config, read_model, read_model_spec
 from kensho.runtime.model_spec import LayerSpec, ModelSpec, expected_tensors
 from kensho.runtime.rope import Rope

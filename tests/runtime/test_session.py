@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.errors import ConfigError, EngineError, WrongNumbers
+from kensho.base.structs import as_dict, replace
 from kensho.runtime.form_choice import Speed
 from kensho.runtime.header import GRAPH_SECTION, MIXED_SECTION, GraphHeader, KeyFields, read_header, verify_graph
 from kensho.runtime.safetensors import read_tensors
@@ -205,7 +205,7 @@ def test_a_graph_of_an_older_minor_version_runs_but_has_no_mixed_tier(
     assert graph is not None
     (folder / "graph.onnx").write_bytes((folder / "graph.onnx").read_bytes()[: graph.size_bytes])
     sections = tuple(section for section in header.sections if section.name != MIXED_SECTION)
-    body = asdict(replace(header, sections=sections, format=(1, 0)))
+    body = as_dict(replace(header, sections=sections, format=(1, 0)))
     del body["speeds"]
     dump = partial(json.dumps, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(dump(body).encode()).hexdigest()

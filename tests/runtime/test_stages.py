@@ -4,7 +4,6 @@ import json
 import struct
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.errors import CompileFailed, Damaged, ModelError
+from kensho.base.structs import replace
 from kensho.runtime import form_choice, self_test, stages
 from kensho.runtime.form_choice import Speed
 from kensho.runtime.header import FormSpeed, GraphHeader, KeyFields, read_header, verify_graph

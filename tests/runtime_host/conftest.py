@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from kensho.base.events import Event
 from kensho.base.ids import GraphKey, digest_of
+from kensho.base.structs import replace
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.compiler import Compiler
 from kensho.runtime.graph_cache import GraphCache, Hit

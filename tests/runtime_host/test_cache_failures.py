@@ -35,7 +35,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -48,6 +47,7 @@ from kensho.base.errors import CompileFailed, EngineCrashed, StorageError
 from kensho.base.events import Event, GraphCacheUnavailable, GraphDropped, GraphMissed, RecompileStorm
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.inference import Sampling
+from kensho.base.structs import replace
 from kensho.runtime.compile_failures import BARRED_S
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.graph_cache import GraphCache, Hit, Miss

@@ -1,7 +1,6 @@
 import asyncio
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -10,6 +9,7 @@ import pytest
 from kensho.base.errors import CompileFailed, ModelError, UnknownArchitecture
 from kensho.base.events import CompileStage, Event
 from kensho.base.ids import digest_of
+from kensho.base.structs import replace
 from kensho.runtime.compile_job import CompileJob, dump_job, parse_job
 from kensho.runtime.compiler import Compiler
 from kensho.runtime.header import KeyFields, read_header, verify_graph

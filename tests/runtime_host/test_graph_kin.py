@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 from kensho.base.ids import GraphKey, digest_of
+from kensho.base.structs import replace
 from kensho.runtime.graph_kin import STORM, Kinship, find_kin, find_replaced
 from kensho.runtime.header import KeyFields, graph_key
 

@@ -1,9 +1,9 @@
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from kensho.base.ids import GraphKey
+from kensho.base.structs import replace
 from kensho.runtime.graph_cache import GraphCache, Hit
 from kensho.runtime.graph_list import judge_graph, list_graphs, prune_graphs
 from kensho.runtime.header import KeyFields, dump_header, graph_key, read_header

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from kensho.base.clock import SystemClock
 from kensho.base.errors import ConfigError, EngineCrashed, EngineError, EngineHung, WrongNumbers
 from kensho.base.events import EngineLost, EngineStarted, Event, GraphLoaded
 from kensho.base.inference import Sampling
+from kensho.base.structs import replace
 from kensho.runtime.host import EngineHost
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.session import Session

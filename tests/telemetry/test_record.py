@@ -1,6 +1,5 @@
 import json
 import sys
-from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 
 import kensho.base.events as catalogue
 from kensho.base.events import DownloadRetry, ErrorRaised, Event
+from kensho.base.structs import fields
 from kensho.telemetry.record import MAX_TEXT, Record, frames_of
 
 EVENTS = [c for c in vars(catalogue).values() if isinstance(c, type) and issubclass(c, Event) and c is not Event]
@@ -15,9 +15,8 @@ EVENTS = [c for c in vars(catalogue).values() if isinstance(c, type) and issubcl
 
 def example_of(kind: type[Event]) -> Event:
     examples = {"str": "x", "int": 3, "float": 1.5, "bool": True, "tuple[str, ...]": ("a",)}
-    types = {
-        f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)) for f in fields(kind)
-    }
+    kinds = kind.__annotations__
+    types = {name: getattr(kinds[name], "__name__", str(kinds[name])) for name in fields(kind)}
     return kind(**{name: ("a",) if "tuple" in kind_name else examples[kind_name] for name, kind_name in types.items()})
 
 

@@ -1,17 +1,16 @@
 """What a caller asks for and gets when a model answers."""
 
-from dataclasses import asdict, dataclass
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import UsageError
+from kensho.base.structs import Struct, as_dict
 
 Priority = Literal["critical", "high", "normal", "low"]
 LoadSource = Literal["memory", "disk", "compile", "raw"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateOptions:
+class GenerateOptions(Struct, kw_only=True):
     """How to answer. Raises UsageError when a value makes no sense."""
 
     max_tokens: int = 256
@@ -38,8 +37,7 @@ class GenerateOptions:
             raise UsageError(f"deadline cannot be {self.deadline_s} s", advice="use more than 0 s, at most a day")
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct):
     """One token: its id and the text that became certain with it (may be empty inside a multi-byte character).
 
     `id` is None for text that is only certain once the last token has come: an answer cut inside a character.
@@ -49,8 +47,7 @@ class Token:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerRecord:
+class AnswerRecord(Struct, kw_only=True):
     """What happened, once the answer is complete."""
 
     model: str
@@ -74,4 +71,4 @@ class AnswerRecord:
 
     def as_json(self) -> dict[str, object]:
         """The keys of `kensho run --json`."""
-        return {**asdict(self), "token_ids": list(self.token_ids), "tokens": len(self.token_ids)}
+        return {**as_dict(self), "token_ids": list(self.token_ids), "tokens": len(self.token_ids)}

@@ -3,11 +3,11 @@
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kensho.app.kensho import Kensho
 from kensho.base.errors import KenshoError
+from kensho.base.structs import Struct
 from kensho.base.units import size_text
 
 LOW_SPACE_BYTES = 2 << 30
@@ -18,8 +18,7 @@ MAX_READING_DAYS = 30
 """As long as a verification record is believed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct):
     name: str
     is_ok: bool
     found: str

@@ -1,17 +1,15 @@
 """The graph cache of a store, as a person looks after it: what is in it, what may go. Blocking, small reads only."""
 
-from dataclasses import dataclass
-
 from kensho.app.opening import make_cache
 from kensho.base.events import Emit
+from kensho.base.structs import Struct
 from kensho.runtime.graph_list import GraphInfo, list_graphs, prune_graphs
 from kensho.runtime.graph_statistics import GraphStatistics
 from kensho.runtime.machine import read_machine
 from kensho.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Graphs:
+class Graphs(Struct):
     """The entries, the longest unused first, and how well they have served."""
 
     entries: tuple[GraphInfo, ...]

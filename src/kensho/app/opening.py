@@ -9,13 +9,13 @@ import random
 import secrets
 import tempfile
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kensho.app.tiers import COPIES, ModelSizes
 from kensho.base.clock import Clock
 from kensho.base.events import Emit
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct, replace
 from kensho.delivery.store import InstalledModel
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
@@ -40,8 +40,7 @@ _HEADS = ("lm_head.weight", "model.embed_tokens.weight")
 """Sections of a graph that the mixed tier reads in place: the head, which may be the embedding too."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
+class ServedModel(Struct):
     """A version of a model with its engines up, on one tier."""
 
     graph: LoadedGraph

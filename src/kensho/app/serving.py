@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from kensho.app.opening import ServedModel
@@ -29,6 +28,7 @@ from kensho.app.tiers import (
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
+from kensho.base.structs import Struct, field
 from kensho.delivery.leases import Lease, lease_version
 from kensho.delivery.store import InstalledModel
 from kensho.runtime.frames import Tier
@@ -56,16 +56,14 @@ class Opener(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
-class _Loaded:
+class _Loaded(Struct, frozen=False):
     """The engines of one tier and how many requests they have."""
 
     served: ServedModel
     users: int = 0
 
 
-@dataclass(slots=True)
-class _Place:
+class _Place(Struct, frozen=False):
     """One loaded version. The lease keeps its files: an engine that is started again opens them anew."""
 
     installed: InstalledModel
@@ -73,7 +71,7 @@ class _Place:
     loaded: _Loaded
     used_at_s: Seconds
     is_pinned: bool = False
-    tokens: deque[tuple[Seconds, int]] = field(default_factory=deque)
+    tokens: deque[tuple[Seconds, int]] = field(factory=deque)
     changing: asyncio.Task[None] | None = None
     retry_at_s: Seconds = 0.0
 

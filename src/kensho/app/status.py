@@ -1,17 +1,16 @@
 """How things stand, in one word, one sentence and details. Pure: made from what the store recorded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from kensho.base.clock import Seconds
+from kensho.base.structs import Struct, replace
 
 State = Literal["ready", "working", "degraded", "overloaded", "damaged", "empty", "storage-missing"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
+class ModelStatus(Struct):
     model: str
     version: str
     """The current one; empty if none is installed (the model was wanted and could not be had)."""
@@ -37,15 +36,13 @@ class ModelStatus:
     """Another tier is being prepared: its graph is compiled, or its engines start."""
 
 
-@dataclass(frozen=True, slots=True)
-class LastCheck:
+class LastCheck(Struct):
     kind: str
     """quick, load, scrub or full."""
     at_wall_s: Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Updates:
+class Updates(Struct):
     """What the signed metadata last accepted says of updates."""
 
     refreshed_at_s: Seconds
@@ -54,8 +51,7 @@ class Updates:
     """Updates are refused until fresh metadata comes; what is installed works."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct):
     state: State
     sentence: str
     models: tuple[ModelStatus, ...] = ()
@@ -106,8 +102,7 @@ class Status:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedTier:
+class LoadedTier(Struct):
     """What answers from a version now."""
 
     tier: str

@@ -8,11 +8,11 @@ in use or pinned is never closed; of the others the one used longest ago goes fi
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import NotEnoughMemory
+from kensho.base.structs import Struct
 from kensho.base.units import size_text
 from kensho.runtime.frames import Tier
 from kensho.settings import TierChoice
@@ -40,8 +40,7 @@ COPIES: tuple[Tier, ...] = ("mixed", "packed")
 K = TypeVar("K", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSizes:
+class ModelSizes(Struct):
     """What decides a model's need of memory."""
 
     graph_bytes: int
@@ -59,8 +58,7 @@ class ModelSizes:
         return self.hosts * (HOST_BYTES + self.kv_bytes) + copied
 
 
-@dataclass(frozen=True, slots=True)
-class TierFacts:
+class TierFacts(Struct):
     """About one loaded model. `free_bytes`: what may still be taken, by the machine and by the budget."""
 
     current: Tier
@@ -72,8 +70,7 @@ class TierFacts:
     """Since the last request ended; 0 while one runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelUse(Generic[K]):
+class ModelUse(Struct, Generic[K]):
     """One loaded model, for deciding who goes."""
 
     key: K

@@ -5,12 +5,12 @@ scripted engine of `kensho.testing`. One conformance suite (tests/conformance/te
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from kensho.base.structs import Struct
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+
+class Sampling(Struct):
     """How tokens are chosen. The draw for the token at position p is a function of (seed, p) alone, so that a
     stream can move to another engine without carrying generator state: the accepted prefix says p."""
 

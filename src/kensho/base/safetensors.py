@@ -7,16 +7,15 @@ checked does not.
 """
 
 import json
-from dataclasses import dataclass
 from typing import NoReturn
 
 from kensho.base.errors import ModelError
+from kensho.base.structs import Struct
 
 _MAX_OFFSET = 2**48
 
 
-@dataclass(frozen=True, slots=True)
-class TableEntry:
+class TableEntry(Struct):
     """One row. `dtype` and `shape` are as they stand there, unchecked."""
 
     name: str

@@ -10,13 +10,13 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kensho import __version__
 from kensho.base.clock import Clock, SystemClock
 from kensho.base.errors import KenshoError, UsageError
+from kensho.base.structs import Struct, field
 from kensho.cli import exits
 from kensho.cli.output import Output
 from kensho.settings import Settings, load_settings
@@ -47,8 +47,7 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Struct):
     """What a command is given."""
 
     args: argparse.Namespace
@@ -63,12 +62,11 @@ class Context:
         return Kensho(self.settings, clock=self.clock, listener=self.output.on_event, has_log=has_log)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct):
     """How a command ended: the exit code, the keys of its summary and, where it failed after doing something, why."""
 
     code: int = exits.OK
-    keys: Mapping[str, object] = field(default_factory=dict)
+    keys: Mapping[str, object] = field(factory=dict)
     error: KenshoError | None = None
 
 

@@ -5,13 +5,13 @@ are kept in memory until `keep` writes them into the store, so that a plan can b
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
 
 from kensho.base.errors import Damaged, DigestMismatch, KenshoError, TrustError
 from kensho.base.events import Emit, ManifestAccepted, ManifestRejected
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct
 from kensho.delivery.chunk_list import MAX_LIST_BYTES
 from kensho.delivery.installed import Release
 from kensho.delivery.layout import chunk_list_target
@@ -33,8 +33,7 @@ class SignedReleases(Protocol):
     def fetch_document(self, source: Source, target: str) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedRelease:
+class AcceptedRelease(Struct):
     """A release that is signed, well-formed, meant for this client, and not older than what is installed."""
 
     ref: ReleaseRef

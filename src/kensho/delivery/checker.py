@@ -13,7 +13,6 @@ finds it too. Mending is `repair`'s job. Neither tuf nor an HTTP library is impo
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from errno import EIO
 from pathlib import Path
 from stat import S_ISREG
@@ -23,6 +22,7 @@ from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import Damaged, StorageError, TrustError
 from kensho.base.events import CheckFinished, ChunkCorrupt, Emit
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct, field
 from kensho.delivery.chunk_list import MAX_LIST_BYTES
 from kensho.delivery.disk import storage_errors
 from kensho.delivery.hashing import hash_spans
@@ -37,8 +37,7 @@ MAX_EVENTS = 100
 """Chunks of one file that are reported one by one: a lost file of a million chunks is one fact, not a million."""
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(Struct):
     """One file of one version that is not what was accepted."""
 
     model: str
@@ -52,8 +51,7 @@ class Damage:
     is_document: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
+class VerifyReport(Struct):
     """`files` and `chunks` were looked at; `bytes_hashed` of them had to be read."""
 
     kind: CheckKind
@@ -93,25 +91,23 @@ def look(store: Store, *, clock: Clock) -> tuple[Damage, ...]:
     return _examine(run, store.state.releases(), lambda event: None).damaged
 
 
-@dataclass(slots=True)
-class _Finding:
+class _Finding(Struct, frozen=False):
     """What was found out about one inode."""
 
     damaged: tuple[int, ...] | None
     """None: it is right. An empty tuple: too long, or wrong in a way that no chunk list tells."""
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct, frozen=False):
     store: Store
     kind: CheckKind
     now: Seconds
     known: dict[tuple[int, int], Record]
     believes_old: bool = False
     """A record is believed whatever its age."""
-    seen: dict[tuple[int, int, Digest], _Finding] = field(default_factory=dict)
-    good: list[Record] = field(default_factory=list)
-    bad: set[tuple[int, int]] = field(default_factory=set)
+    seen: dict[tuple[int, int, Digest], _Finding] = field(factory=dict)
+    good: list[Record] = field(factory=list)
+    bad: set[tuple[int, int]] = field(factory=set)
     bytes_hashed: int = 0
 
     def is_vouched(self, digest: Digest, found: os.stat_result) -> bool:
@@ -121,8 +117,7 @@ class _Run:
         return record.vouches_for(digest, found, now=record.verified_at if self.believes_old else self.now)
 
 
-@dataclass(frozen=True, slots=True)
-class _Examined:
+class _Examined(Struct):
     files: int
     chunks: int
     damaged: tuple[Damage, ...]

@@ -6,15 +6,14 @@ more must not stop the others. A name that a person gave and nobody publishes is
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from kensho.base.errors import NotInstalled
+from kensho.base.structs import Struct
 from kensho.delivery.installed import ModelRow
 from kensho.delivery.releases import ReleaseRef
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(Struct):
     """Releases of one model, newest first: the first one that this machine may take is the one."""
 
     model: str

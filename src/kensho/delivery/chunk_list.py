@@ -14,11 +14,11 @@ of 0 bytes has no chunk. Size: 49 bytes a chunk, 0.7 kB for 60 MB of weights. In
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kensho.base.errors import TrustError
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct
 
 Encoding = Literal["raw", "zstd", "planes2+zstd"]
 """How a chunk's bytes are stored in a pack: as they are; zstd; or split into the two byte planes of 16-bit words
@@ -34,8 +34,7 @@ MAX_CHUNKS = 1_000_000
 MAX_LIST_BYTES = 16 + 8 + MAX_CHUNKS * (32 + 49)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct):
     """One piece of one file. Chunks of a list follow each other without gap: offset = sum of the sizes before."""
 
     digest: Digest
@@ -50,8 +49,7 @@ class Chunk:
     encoding: Encoding
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkList:
+class ChunkList(Struct):
     chunks: tuple[Chunk, ...]
 
     @property

@@ -1,11 +1,11 @@
 """What is installed, what was verified, what happened: the values that the store's state holds. Pure."""
 
 import os
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct, replace
 
 EXPIRY_S = 30 * 86400.0
 """A record older than this is not believed: the file is hashed again (row D11). A guess; the scrub will shorten it."""
@@ -15,8 +15,7 @@ CLOCK_SLACK_S = 86400.0
 HistoryWord = Literal["installed", "verified", "damaged", "repaired"]
 
 
-@dataclass(frozen=True, slots=True)
-class InstalledFile:
+class InstalledFile(Struct):
     """One file of an installed release."""
 
     path: str
@@ -31,8 +30,7 @@ class InstalledFile:
     """Why it is not `digest` (row D8); None if it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Struct):
     """An installed version of a model. `manifest` is the digest of its manifest document."""
 
     model: str
@@ -47,8 +45,7 @@ class Release:
         return any(file.used != file.digest for file in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRow:
+class ModelRow(Struct):
     model: str
     current: str
     previous: str | None
@@ -57,8 +54,7 @@ class ModelRow:
     used_at: Seconds | None
 
 
-@dataclass(frozen=True, slots=True)
-class Shortfall:
+class Shortfall(Struct):
     """A model is not as its publisher meant it on this machine (row D8): files are missing, or all of it is."""
 
     model: str
@@ -73,8 +69,7 @@ class Shortfall:
     """The model that its publisher named to answer instead. Known here even if nothing of `model` is installed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct):
     """The file had exactly the bytes of `digest` at `verified_at`, and the kernel said this of it.
 
     A record belongs to an inode, so all hard links of a blob share one.
@@ -104,8 +99,7 @@ class Record:
         return after if replace(after, ctime_ns=self.ctime_ns) == self else None
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
+class HistoryEntry(Struct):
     """Something that happened to the bytes of one digest (row D13)."""
 
     at: Seconds

@@ -5,13 +5,13 @@ installed files, and what a check left of a damaged blob, are offered unseen: wh
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import stat_result
 from stat import S_ISREG
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import Damaged, TrustError
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct, field
 from kensho.delivery.chunk_list import MAX_LIST_BYTES, Chunk, parse_chunk_records
 from kensho.delivery.disk import storage_errors
 from kensho.delivery.hashing import hash_spans
@@ -28,12 +28,11 @@ WrongChunks = dict[tuple[int, int], Collection[int]]
 """Per inode (device and number): indices of chunks that are not worth copying."""
 
 
-@dataclass(slots=True)
-class Inventory:
+class Inventory(Struct, frozen=False):
     """`have` for the plan; `records` vouch for the whole files in it."""
 
     have: Have
-    records: list[Record] = field(default_factory=list)
+    records: list[Record] = field(factory=list)
 
 
 def take_inventory(

@@ -7,11 +7,11 @@ wrote is a ClientTooOld, and what is installed keeps working.
 """
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
 
 from kensho.base.errors import ClientTooOld, ConfigError, TrustError
 from kensho.base.ids import MAX_PATH_BYTES, Digest, check_file_paths, check_name, digest_of, parse_digest
+from kensho.base.structs import Struct
 from kensho.delivery.chunk_list import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
@@ -49,8 +49,7 @@ MAX_SALT_BYTES = 256
 """Two names and what joins them, twice over."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(Struct):
     """One file of the model (row D1: path, SHA-256, size, own version, required or optional, fallback)."""
 
     path: str
@@ -66,8 +65,7 @@ class FileEntry:
     """SHA-256 of the chunk list document."""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct):
     """One release of one model (row D1). The JSON names are the prototype's: `minClientVersion`, `files` ..."""
 
     model: str

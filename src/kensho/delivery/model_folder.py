@@ -12,20 +12,19 @@ import json
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from kensho.base.errors import ConfigError, ModelError, TrustError
 from kensho.base.ids import check_file_paths
+from kensho.base.structs import Struct
 from kensho.delivery.manifest import MAX_FILES
 
 MAX_JSON_BYTES = 64 << 20
 """Guess: larger than any index of shards seen (some MB)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class SourceFile(Struct):
     path: str
     """Relative, `/` between parts: its name in the model."""
     location: Path

@@ -7,10 +7,10 @@ A file that changes between the two readings is a ConfigError: its digests would
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from kensho.base.errors import ConfigError
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import Struct
 from kensho.delivery.chunk_list import Chunk, ChunkList
 from kensho.delivery.chunking import cut
 from kensho.delivery.disk import Disk
@@ -21,8 +21,7 @@ Progress = Callable[[int, int], None]
 """(bytes of the source done, bytes in all)."""
 
 
-@dataclass(frozen=True, slots=True)
-class CutFile:
+class CutFile(Struct):
     """A file and where it is to be cut, at one moment."""
 
     source: SourceFile
@@ -32,8 +31,7 @@ class CutFile:
     """Inode, size, mtime_ns: another stamp later means that the file changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class PackedFile:
+class PackedFile(Struct):
     path: str
     size_bytes: int
     digest: Digest

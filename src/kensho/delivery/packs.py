@@ -10,7 +10,6 @@ larger window and no dictionary, and have nothing after it (decompression bombs,
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +18,7 @@ import zstandard
 
 from kensho.base.errors import DigestMismatch
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import Struct
 from kensho.delivery.chunk_list import MAX_CHUNK_BYTES, MAX_PACK_BYTES, Chunk, Encoding
 from kensho.delivery.disk import Disk
 from kensho.delivery.durable import make_folders
@@ -68,8 +68,7 @@ def decode_chunk(
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(Struct):
     """Where a chunk lies in the repository."""
 
     pack: Digest

@@ -7,10 +7,10 @@ gap and size; (5) a plan that needs more space than is free is refused before th
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from kensho.base.errors import NotEnoughSpace
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct, field
 from kensho.delivery.chunk_list import Chunk
 
 MAX_GAP_BYTES = 32 << 10
@@ -23,8 +23,7 @@ SPACE_EXTRA_BYTES = 1 << 20
 """For state, documents and the file system's own blocks. Item 18 of the design's list says 5 %; the MiB is a guess."""
 
 
-@dataclass(frozen=True, slots=True)
-class WantedFile:
+class WantedFile(Struct):
     """A file to have as a whole verified blob."""
 
     digest: Digest
@@ -32,29 +31,26 @@ class WantedFile:
     chunks: tuple[Chunk, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct):
     """Bytes of this store that were verified when they were written: `path` relative to the store."""
 
     path: str
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Have:
+class Have(Struct):
     """What is on this disk already."""
 
     files: frozenset[Digest] = frozenset()
     """Whole blobs whose bytes are right."""
-    staged: Mapping[Digest, frozenset[int]] = field(default_factory=dict)
+    staged: Mapping[Digest, frozenset[int]] = field(factory=dict)
     """Per unfinished file: indices of the chunks that are right in its staging file."""
-    chunks: Mapping[Digest, tuple[Place, ...]] = field(default_factory=dict)
+    chunks: Mapping[Digest, tuple[Place, ...]] = field(factory=dict)
     """Where a chunk can be copied from, best place first. Copying checks the digest again, so a stale place costs time,
     not correctness."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct):
     """Where a chunk belongs: in the staging file of blob `file`, at `offset`."""
 
     file: Digest
@@ -62,22 +58,19 @@ class Slot:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct):
     """One chunk and every slot that needs it."""
 
     chunk: Chunk
     slots: tuple[Slot, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(Struct):
     source: Place
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Struct):
     """One range of one pack. The items lie inside it in ascending order and do not overlap."""
 
     pack: Digest
@@ -86,8 +79,7 @@ class Fetch:
     items: tuple[Item, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct):
     """What to do, and what it costs."""
 
     model: str

@@ -15,12 +15,12 @@ never believed about what is needed, which is found anew, under the publisher's 
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
 from kensho.base.errors import ConfigError, TrustError
+from kensho.base.structs import Struct
 from kensho.delivery.disk import Disk, RealDisk
 from kensho.delivery.durable import read_document, write_document
 from kensho.delivery.layout import TIMESTAMP, chunk_list_target, pack_path
@@ -40,8 +40,7 @@ _OURS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PruneReport:
+class PruneReport(Struct):
     releases: tuple[ReleaseRef, ...]
     """That are named no more since this run; without keys, that nobody can fetch once their time is over."""
     bytes_freed: int

@@ -8,13 +8,13 @@ the old release, and publishing again works.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from kensho.base.errors import ConfigError
 from kensho.base.events import Emit, ReleasePublished
 from kensho.base.ids import Digest, check_name, digest_of
+from kensho.base.structs import Struct, replace
 from kensho.delivery.chunk_list import dump_chunk_list
 from kensho.delivery.disk import Disk, RealDisk
 from kensho.delivery.hashing import hash_file
@@ -36,8 +36,7 @@ from kensho.delivery.repository import Repository, repository_errors, repository
 from kensho.delivery.signing import validity_of
 
 
-@dataclass(frozen=True, slots=True)
-class PublishReport:
+class PublishReport(Struct):
     files: int
     chunks: int
     """Of all files, shared ones counted each time."""
@@ -165,8 +164,7 @@ def _check_rollout(percent: int) -> None:
         raise ConfigError(f"a roll-out to {percent} percent is not possible", advice="give 0 to 100")
 
 
-@dataclass(frozen=True, slots=True)
-class _Earlier:
+class _Earlier(Struct):
     """What the repository's earlier releases offer to the next one."""
 
     release: int

@@ -6,17 +6,15 @@
 It is just enough to see which releases there are without fetching each manifest.
 """
 
-from dataclasses import dataclass
-
 from kensho.base.errors import ConfigError, TrustError
 from kensho.base.ids import Digest, check_name, parse_digest
+from kensho.base.structs import Struct
 from kensho.delivery.layout import manifest_target
 from kensho.delivery.manifest import MAX_MANIFEST_BYTES, MAX_RELEASE
 from kensho.delivery.strict_json import Fields, refuse
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseRef:
+class ReleaseRef(Struct):
     """A release as the targets metadata names it: signed, its manifest not yet read."""
 
     model: str

@@ -7,13 +7,13 @@ self-repair of StorageManager.)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock
 from kensho.base.errors import Damaged, DigestMismatch, KenshoError, NetworkNotAllowed, TransportError, TrustError
 from kensho.base.events import ChunkRepaired, Emit
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import Struct
 from kensho.delivery.checker import Damage, check_version
 from kensho.delivery.chunk_list import MAX_LIST_BYTES
 from kensho.delivery.installed import Release
@@ -26,8 +26,7 @@ from kensho.delivery.sync import Brought, bring
 from kensho.delivery.transfer import ATTEMPTS, Transfer
 
 
-@dataclass(frozen=True, slots=True)
-class RepairReport:
+class RepairReport(Struct):
     repaired_chunks: int
     """Damaged chunks that are right again; one that several versions share counts once."""
     bytes_fetched: int

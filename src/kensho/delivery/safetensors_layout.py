@@ -7,9 +7,9 @@ file is verified.
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from kensho.base.safetensors import parse_table_entries, refuse
+from kensho.base.structs import Struct
 
 ReadAt = Callable[[int, int], bytes]
 """(offset, length) -> that many bytes of the file, fewer only at its end."""
@@ -18,16 +18,14 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpan:
+class TensorSpan(Struct):
     name: str
     offset: int
     """From the beginning of the file."""
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class SafetensorsLayout:
+class SafetensorsLayout(Struct):
     header_bytes: int
     """The eight bytes of the length included: the first tensor begins here."""
     tensors: tuple[TensorSpan, ...]

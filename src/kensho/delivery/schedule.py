@@ -8,10 +8,10 @@ waits a random time first (list item 24 of the delivery design).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Seconds
+from kensho.base.structs import Struct
 
 PASS_SHARE = 0.45
 """Of the period: two passes, and a tenth of the period to spare for a machine that is late."""
@@ -22,8 +22,7 @@ IDLE_WAIT_S: Seconds = 3600.0
 hundredth of the period, so that a new model does not wait for its first reading."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScrubState:
+class ScrubState(Struct):
     """A pass: the first `done` of its pieces were hashed since `started_at` (wall clock)."""
 
     ends: Sequence[int]
@@ -41,8 +40,7 @@ class ScrubState:
         return min(IDLE_WAIT_S, self.period_s / 100)
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(Struct):
     """Hash the pieces from `first` up to, not with, `last` now; if that is none, wait and ask again."""
 
     first: int

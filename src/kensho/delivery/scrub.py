@@ -21,7 +21,6 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from errno import EIO
 from itertools import accumulate, groupby
 
@@ -29,6 +28,7 @@ from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import Damaged, StorageError, TrustError
 from kensho.base.events import CheckFinished, ChunkCorrupt, Emit
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct
 from kensho.delivery.checker import Damage
 from kensho.delivery.disk import storage_errors
 from kensho.delivery.hashing import hash_spans
@@ -41,8 +41,7 @@ from kensho.delivery.store import Store
 Key = tuple[str, str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct):
     """One chunk of one file or document, under one of its names in the store."""
 
     damage: Damage
@@ -62,8 +61,7 @@ class Piece:
         return (self.damage.digest, self.name, self.index)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct):
     """What one step found, and how long to wait before the next one."""
 
     damaged: tuple[Damage, ...]
@@ -249,8 +247,7 @@ class Scrubber:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Cursor:
+class _Cursor(Struct):
     started_at: Seconds
     after: Key | None
     damaged: int

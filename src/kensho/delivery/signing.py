@@ -9,7 +9,6 @@ Snapshot and targets are named with length and SHA-256, so that no two states of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +17,7 @@ from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from kensho.base.errors import ConfigError
+from kensho.base.structs import Struct
 from kensho.delivery.keys import ROLES, load_public_key, load_signer
 
 HASHES = ["sha256"]
@@ -27,8 +27,7 @@ MAX_TARGETS_BYTES = 5_000_000
 Payload = TypeVar("Payload", Root, Timestamp, Snapshot, Targets)
 
 
-@dataclass(frozen=True, slots=True)
-class Validity:
+class Validity(Struct):
     """Days from signing to expiry."""
 
     root: int
@@ -46,8 +45,7 @@ def validity_of(expires_days: int | None) -> Validity:
     return Validity(max(365, expires_days), expires_days, expires_days, expires_days)
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineRoles:
+class OnlineRoles(Struct):
     """The three roles that change with every publish, and the exact bytes that others name by digest."""
 
     targets: Metadata[Targets]

@@ -15,12 +15,12 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import StorageError
 from kensho.base.ids import Digest
+from kensho.base.structs import as_dict
 from kensho.delivery.installed import HistoryEntry, HistoryWord, InstalledFile, ModelRow, Record, Release, Shortfall
 
 BUSY_S = 5.0
@@ -296,7 +296,7 @@ class State:
     def _put_shortfall(db: sqlite3.Connection, shortfall: Shortfall) -> None:
         db.execute(
             "INSERT OR REPLACE INTO settings VALUES (?, ?)",
-            (_SHORTFALL + shortfall.model, json.dumps(asdict(shortfall))),
+            (_SHORTFALL + shortfall.model, json.dumps(as_dict(shortfall))),
         )
 
     @staticmethod

@@ -17,12 +17,12 @@ state.db. One writer at a time, readers are free. Errors are StorageError with a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from kensho.base.errors import ConfigError, Damaged, NotInstalled, StorageError, StoreBusy
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import Struct
 from kensho.delivery.disk import Disk, storage_errors
 from kensho.delivery.durable import make_folders, read_document, write_document
 from kensho.delivery.installed import InstalledFile, ModelRow, Release
@@ -38,8 +38,7 @@ DATABASES = tuple(name + end for name in ("state.db", ".state.db.partial") for e
 FILES = ("format", ".format.partial", "lock", *DATABASES)
 
 
-@dataclass(frozen=True, slots=True)
-class InstalledModel:
+class InstalledModel(Struct):
     """The current version of a model. `folder` holds its files by their real names."""
 
     model: str

@@ -6,12 +6,12 @@ accepted the chunk lists, and decides what a file that could not be had means.
 """
 
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import Damaged, TransportError
 from kensho.base.events import Emit, PlanMade
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct, replace
 from kensho.delivery.installed import Record
 from kensho.delivery.inventory import take_inventory
 from kensho.delivery.plan import Have, Plan, WantedFile, make_plan
@@ -20,8 +20,7 @@ from kensho.delivery.store import Store
 from kensho.delivery.transfer import Outcome, Transfer
 
 
-@dataclass(frozen=True, slots=True)
-class Brought:
+class Brought(Struct):
     """Wanted files that are whole blobs now (`records` vouch for them), and those that could not be had."""
 
     plan: Plan

@@ -10,7 +10,6 @@ decides what that means for the model: see `updater`, `repair`.
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from threading import Lock, local
 from typing import Protocol
@@ -18,6 +17,7 @@ from typing import Protocol
 from kensho.base.errors import DigestMismatch, NotFoundAtSource, TransportError
 from kensho.base.events import ChunkRejected, DownloadProgress, Emit
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct
 from kensho.delivery.chunk_list import MAX_CHUNK_BYTES
 from kensho.delivery.hashing import BLOCK_BYTES, THREADS
 from kensho.delivery.layout import pack_path
@@ -41,8 +41,7 @@ class Blame(Protocol):
     def blame(self) -> str: ...
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(Struct, frozen=False):
     """What came of a plan."""
 
     failed: dict[Digest, TransportError]

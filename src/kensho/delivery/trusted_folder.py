@@ -14,12 +14,12 @@ older view never puts metadata back. Committing what is there already is no chan
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from kensho.base.errors import ConfigError, StoreBusy, TrustError
+from kensho.base.structs import Struct
 from kensho.delivery.disk import Disk, storage_errors
 from kensho.delivery.durable import make_folders, read_document, write_document
 from kensho.delivery.strict_json import Fields, dump, parse
@@ -33,8 +33,7 @@ _LATEST_S = 253_402_300_799
 """The last second of the year 9999: datetime ends there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refreshed:
+class Refreshed(Struct):
     """The latest refresh that succeeded: updates are safe until `expires`; what is installed works after it, too."""
 
     at: datetime

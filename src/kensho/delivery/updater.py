@@ -9,7 +9,6 @@ moment, and the next run goes on from the chunks that are there.
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from kensho.base.backoff import Rng
@@ -25,6 +24,7 @@ from kensho.base.errors import (
 )
 from kensho.base.events import Emit, FallbackActivated, ModelUnavailable, UpdateApplied
 from kensho.base.ids import Digest
+from kensho.base.structs import Struct, replace
 from kensho.delivery.acceptance import Acceptance, AcceptedRelease, SignedReleases, decide_files
 from kensho.delivery.choosing import Candidates, choose
 from kensho.delivery.installed import InstalledFile, Record, Release, Shortfall
@@ -40,8 +40,7 @@ from kensho.delivery.transfer import Transfer
 PullState = Literal["updated", "current", "degraded", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelResult:
+class ModelResult(Struct):
     """How the pull of one model ended. `version` is the one that is current now; empty if none is."""
 
     model: str
@@ -53,8 +52,7 @@ class ModelResult:
     """Why it failed, is degraded or stays as it is, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class PullReport:
+class PullReport(Struct):
     """`bytes_fetched` and `requests` count every response body and request, those for metadata included."""
 
     models: tuple[ModelResult, ...]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +10,7 @@ from kensho.app import Kensho
 from kensho.base.clock import Clock
 from kensho.base.errors import KenshoError
 from kensho.base.events import Event
+from kensho.base.structs import Struct, field, replace
 from kensho.server.origin import Origin
 from kensho.settings import Settings, StandbyChoice
 
@@ -34,14 +34,12 @@ def check(is_held: bool, what: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(Struct):
     question: str
     answer: str
 
 
-@dataclass(slots=True)
-class Stage:
+class Stage(Struct, frozen=False):
     """What the steps share. `say` tells a person what is seen; `facts` keeps what later steps and the report need."""
 
     folder: Path
@@ -52,7 +50,7 @@ class Stage:
     """A piece of a streamed answer."""
     on_event: Callable[[Event], None]
     origin: Origin | None = None
-    events: list[Event] = field(default_factory=list)
+    events: list[Event] = field(factory=list)
     first_answer_s: float = 0.0
     """Compiling, loading and the first token, together."""
     port: int = 0

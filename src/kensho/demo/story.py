@@ -10,13 +10,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import KenshoError, StorageError, StoreBusy
 from kensho.base.events import Event, StepFinished
+from kensho.base.structs import Struct, replace
 from kensho.demo import delivery_steps, runtime_steps
 from kensho.demo.stage import Stage
 from kensho.settings import Settings
@@ -44,16 +44,14 @@ class Voice(Protocol):
     def on_event(self, event: Event) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(Struct):
     name: str
     is_ok: bool
     seconds: Seconds
     result: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct):
     steps: tuple[StepReport, ...]
     seconds: Seconds
     log: Path

@@ -13,12 +13,12 @@ Every method is O(1), except where a rule looks at the whole queue (at most boun
 
 import math
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError, DeadlineMissed, Overloaded
+from kensho.base.structs import Struct
 
 
 class Priority(IntEnum):
@@ -48,8 +48,7 @@ class Level(StrEnum):
 Reason = Literal["full", "evicted", "deadline", "pressured", "saturated"]
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionSettings:
+class AdmissionSettings(Struct):
     bound: int = 100
     """The prototype's number (row S4)."""
     critical_reserve: int = 10
@@ -75,8 +74,7 @@ class AdmissionSettings:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Struct):
     """What the near future looks like, measured by the caller. All zero before anything was measured."""
 
     first_token_s: Seconds = 0.0
@@ -86,8 +84,7 @@ class Estimate:
     slots: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(Struct):
     """One waiting request. `number` is unique in its queue."""
 
     number: int
@@ -97,8 +94,7 @@ class Ticket:
     """Point on the monotonic clock by which the first token must be there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct):
     ticket: Ticket
     reason: Reason
     retry_after_s: Seconds

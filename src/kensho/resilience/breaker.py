@@ -22,11 +22,11 @@ Saturation is no sickness: it never opens a circuit (see `admission.py`; simulat
 the goodput).
 """
 
-from dataclasses import dataclass, replace
 from typing import assert_never
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError
+from kensho.base.structs import Struct, replace
 from kensho.resilience.circuit import (
     Admit,
     Admitted,
@@ -87,8 +87,7 @@ def step(state: State, event: Input, now_s: Seconds, settings: BreakerSettings, 
     return state, before + after
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct):
     """Row S3, for status and metrics. Ages instead of times: a point on the monotonic clock means nothing elsewhere."""
 
     mode: Mode
@@ -118,8 +117,7 @@ def snapshot(state: State, now_s: Seconds) -> Snapshot:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
+class _Moment(Struct):
     now_s: Seconds
     settings: BreakerSettings
     draw: float
@@ -293,4 +291,4 @@ def _stale(state: State) -> Result:
 
 
 def _count(state: State, **changes: float) -> State:
-    return replace(state, counters=replace(state.counters, **changes))  # type: ignore[arg-type]
+    return replace(state, counters=replace(state.counters, **changes))

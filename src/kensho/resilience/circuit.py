@@ -2,11 +2,11 @@
 `guard.py` carries the effects out.
 """
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError
+from kensho.base.structs import Struct, field
 from kensho.resilience.classify import FailureClass
 
 
@@ -20,8 +20,7 @@ class Mode(StrEnum):
     FORCED_CLOSED = "FORCED_CLOSED"
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerSettings:
+class BreakerSettings(Struct):
     """Public settings. The first three defaults are the prototype's (rows S1, S2)."""
 
     failure_threshold: int = 3
@@ -52,8 +51,7 @@ class BreakerSettings:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(Struct):
     """What happened since the beginning (row S3)."""
 
     admitted: int = 0
@@ -68,8 +66,7 @@ class Counters:
     last_failure_s: Seconds | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct):
     mode: Mode
     generation: int
     entered_s: Seconds
@@ -87,7 +84,7 @@ class State:
     failed_starts_s: tuple[Seconds, ...] = ()
     must_restart: bool = False
     """OPEN: the host was killed or never came up."""
-    counters: Counters = field(default_factory=Counters)
+    counters: Counters = field(factory=Counters)
 
 
 def closed(now_s: Seconds) -> State:
@@ -98,62 +95,51 @@ def closed(now_s: Seconds) -> State:
 # --- inputs ---
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(Struct):
     """A request asks for the engine. Answered by the effect Admitted or Rejected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(Struct):
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct):
     generation: int
     failure: FailureClass
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Struct):
     """An admitted call ended without saying anything about the engine: the client left, the request was bad."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class CanaryPassed:
+class CanaryPassed(Struct):
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class CanaryFailed:
+class CanaryFailed(Struct):
     generation: int
     failure: FailureClass
 
 
-@dataclass(frozen=True, slots=True)
-class CanaryCancelled:
+class CanaryCancelled(Struct):
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class HostReady:
+class HostReady(Struct):
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class HostFailed:
+class HostFailed(Struct):
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct):
     """Time has passed. Whether a timer fired early, late or twice does not matter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Force:
+class Force(Struct):
     """A person's word: FORCED_OPEN, FORCED_CLOSED, or None to give the decision back (start, canary, CLOSED).
     None changes nothing unless the mode is forced or HARD_OPEN."""
 
@@ -177,48 +163,41 @@ Input = (
 # --- effects, to be carried out in order ---
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Struct):
     """Call the engine; report the outcome with this generation, exactly once."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct):
     mode: Mode
     retry_after_s: Seconds | None
     """Earliest moment at which the mode could change by itself; None if only a person can change it."""
 
 
-@dataclass(frozen=True, slots=True)
-class KillHost:
+class KillHost(Struct):
     """End the host process; a canary in flight on it is abandoned."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartHost:
+class StartHost(Struct):
     """Start the host, then report HostReady or HostFailed with this generation."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class RunCanary:
+class RunCanary(Struct):
     """Run the canary, then report CanaryPassed, CanaryFailed or CanaryCancelled with this generation."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(Struct):
     """Send a Tick at this moment; it replaces the timer before."""
 
     at_s: Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Struct):
     """For the event CircuitChanged: the user is told of every change (row S2)."""
 
     from_mode: Mode

@@ -10,19 +10,18 @@ the accepted prefix is its own opinion: the same for the same arithmetic, and po
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import assert_never
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import EngineError, EngineHung
 from kensho.base.events import Emit, StreamMoved
 from kensho.base.inference import Engine, Sampling
+from kensho.base.structs import Struct
 from kensho.resilience.classify import FailureClass, classify
 from kensho.resilience.guard import Guard
 
 
-@dataclass(frozen=True, slots=True)
-class FailoverSettings:
+class FailoverSettings(Struct):
     max_moves: int = 3
     """A stream that was moved this often is given up: the request itself may be what kills engines. Guess."""
     first_token_s: Seconds = 8.0
@@ -34,8 +33,7 @@ class FailoverSettings:
     """Longest silence between two tokens. Guess; a host with a budget of its own may be quicker."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct):
     """One engine as a stream sees it, in order of preference."""
 
     admits: bool
@@ -44,18 +42,15 @@ class Candidate:
     is_free: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(Struct):
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct):
     """Everything that was asked for is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Struct):
     reason: str
 
 
@@ -79,8 +74,7 @@ def next_move(candidates: Sequence[Candidate], *, missing: int, moves: int, max_
     return Use(min(open_to_it, key=lambda i: (i == failed, not candidates[i].is_loaded, not candidates[i].is_free, i)))
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRecord:
+class StreamRecord(Struct):
     """The figures of one stream, for its last chunk and for the log."""
 
     engine: str

@@ -15,7 +15,6 @@ Decisions are made in `admission`, `breaker` and `failover`; this shell carries 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Literal
 
 from kensho.base.backoff import Rng
@@ -23,6 +22,7 @@ from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import ConfigError, DeadlineMissed, EngineError, KenshoError
 from kensho.base.events import Emit, RequestFinished
 from kensho.base.inference import Engine, Sampling
+from kensho.base.structs import Struct, field
 from kensho.resilience.admission import AdmissionSettings, Level, Priority
 from kensho.resilience.breaker import Snapshot
 from kensho.resilience.circuit import BreakerSettings, Mode
@@ -38,16 +38,14 @@ Standby = Literal["hot", "on_demand"]
 which then costs a load; half the memory until then."""
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerSettings:
+class SchedulerSettings(Struct):
     standby: Standby = "hot"
-    breaker: BreakerSettings = field(default_factory=BreakerSettings)
-    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
-    failover: FailoverSettings = field(default_factory=FailoverSettings)
+    breaker: BreakerSettings = field(factory=BreakerSettings)
+    admission: AdmissionSettings = field(factory=AdmissionSettings)
+    failover: FailoverSettings = field(factory=FailoverSettings)
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerSnapshot:
+class SchedulerSnapshot(Struct):
     """For status and metrics."""
 
     circuits: dict[str, Snapshot]
@@ -57,8 +55,7 @@ class SchedulerSnapshot:
     slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(Struct):
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     priority: Priority

@@ -8,10 +8,10 @@ A clock that was set back makes a record look as if it came from the future: the
 
 import contextlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from kensho.base.clock import Seconds
+from kensho.base.structs import Struct
 from kensho.runtime.plain_file import read_plain
 
 FAILURES = 3
@@ -22,8 +22,7 @@ _MAX_BYTES = 4096
 _MAX_REASON = 300
 
 
-@dataclass(frozen=True, slots=True)
-class CompileFailures:
+class CompileFailures(Struct):
     """What is remembered of a key. `at_wall_s`: when it failed last."""
 
     count: int

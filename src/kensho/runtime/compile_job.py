@@ -1,13 +1,12 @@
 """What a compile child is asked to do, as text for its command line. Pure."""
 
 import json
-from dataclasses import asdict, dataclass
 
+from kensho.base.structs import Struct, as_dict
 from kensho.runtime.header import KeyFields
 
 
-@dataclass(frozen=True, slots=True)
-class CompileJob:
+class CompileJob(Struct):
     """Make a graph for the model in `model_folder` in the empty folder `out_folder`."""
 
     model: str
@@ -23,7 +22,7 @@ class CompileJob:
 
 
 def dump_job(job: CompileJob) -> str:
-    return json.dumps(asdict(job))
+    return json.dumps(as_dict(job))
 
 
 def parse_job(text: str) -> CompileJob:

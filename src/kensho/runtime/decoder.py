@@ -6,24 +6,22 @@ their tensors. The raw tier lowers the linked form (its weights must stay where 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from kensho.base.structs import Struct
 from kensho.runtime.model_spec import EMBEDDING, Activation, ModelSpec
 
 INPUT_IDS = "input_ids"
 LOGITS = "logits"
 
 
-@dataclass(frozen=True, slots=True)
-class Embed:
+class Embed(Struct):
     """out = table[ids] * embedding scale."""
 
     out: str
     table: str
 
 
-@dataclass(frozen=True, slots=True)
-class Norm:
+class Norm(Struct):
     """out = rms_norm(x) * gain."""
 
     out: str
@@ -31,8 +29,7 @@ class Norm:
     gain: str
 
 
-@dataclass(frozen=True, slots=True)
-class AddNorm:
+class AddNorm(Struct):
     """total = x + skip; out = rms_norm(total) * gain."""
 
     out: str
@@ -42,8 +39,7 @@ class AddNorm:
     gain: str
 
 
-@dataclass(frozen=True, slots=True)
-class HeadNorm:
+class HeadNorm(Struct):
     """rms_norm of each head by itself (the q and k norms of Gemma 3)."""
 
     out: str
@@ -52,8 +48,7 @@ class HeadNorm:
     heads: int
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(Struct):
     """outs[i] = x @ weights[i].T; several weights once fused. Weights are (rows = outputs, columns = inputs)."""
 
     outs: tuple[str, ...]
@@ -61,8 +56,7 @@ class Linear:
     weights: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(Struct):
     """Causal attention of layer `layer` with rotary embedding, window and KV cache."""
 
     out: str
@@ -72,8 +66,7 @@ class Attention:
     layer: int
 
 
-@dataclass(frozen=True, slots=True)
-class Gated:
+class Gated(Struct):
     """out = activation(gate) * up."""
 
     activation: Activation
@@ -82,8 +75,7 @@ class Gated:
     up: str
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct):
     """out = last position of x @ table.T."""
 
     out: str

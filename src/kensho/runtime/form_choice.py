@@ -11,13 +11,13 @@ The engine and the stopwatch are passed in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed
+from kensho.base.structs import Struct
 from kensho.runtime.graph_int8 import Form
 from kensho.runtime.header import FormSpeed, SelfTestVector
 from kensho.runtime.integer_kernel import Product, multiply_mapped, multiply_packed, sums_are_exact
@@ -46,8 +46,7 @@ class Speed(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct):
     """A form whose graph was run and answers right."""
 
     form: Form

@@ -12,11 +12,11 @@ Every answer to a Generate carries its request number, so that what is still on 
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, assert_never, get_args
 
 from kensho.base.errors import ConfigError, EngineError
 from kensho.base.inference import Sampling
+from kensho.base.structs import Struct
 
 MAX_PAYLOAD_BYTES = 1 << 20
 """Room for 260 000 token ids."""
@@ -35,18 +35,15 @@ _REASONS: tuple[DoneReason, ...] = get_args(DoneReason)
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(Struct):
     """Asks whether the host is listening."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(Struct):
     """It is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct):
     """Load this model; answered by Loaded or Failed (request 0)."""
 
     graph_folder: str
@@ -56,14 +53,12 @@ class Load:
     threads: int
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Struct):
     max_context: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Generate:
+class Generate(Struct):
     """Make tokens after prompt + accepted; answered by Tokens and one Done or Failed."""
 
     request: int
@@ -72,35 +67,30 @@ class Generate:
     sampling: Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct):
     request: int
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct):
     """`context`: the model's context is full."""
 
     request: int
     reason: DoneReason
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct):
     """The request failed, the host lives. `error` is from `error_wire.describe_error`."""
 
     request: int
     error: dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct):
     request: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct):
     """Misbehave in the next request (row S6). Ignored unless the host was started with faults allowed."""
 
     kind: FaultKind

@@ -15,7 +15,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +22,7 @@ from kensho.base.clock import Seconds
 from kensho.base.errors import Damaged, StorageError
 from kensho.base.events import Emit, GraphDropped
 from kensho.base.ids import GraphKey
+from kensho.base.structs import Struct
 from kensho.runtime.compile_failures import CompileFailures, add_failure, read_failures, write_failures
 from kensho.runtime.graph_kin import find_replaced
 from kensho.runtime.graph_record import (
@@ -79,8 +79,7 @@ MissReason = Literal["absent", "damaged", "unreadable", "format_older", "format_
 """format_newer: a later Kensho wrote it; it is left alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(Struct):
     """A verified entry, pinned until `pin` is closed."""
 
     folder: Path
@@ -88,8 +87,7 @@ class Hit:
     pin: Pin
 
 
-@dataclass(frozen=True, slots=True)
-class Miss:
+class Miss(Struct):
     reason: MissReason
     detail: str
 

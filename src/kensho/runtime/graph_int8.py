@@ -7,11 +7,11 @@ not depend on how a prompt was cut. The tied table is stored once; the embedding
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kensho.base.structs import Struct
 from kensho.runtime.decoder import INPUT_IDS, Embed, Head, Linear
 from kensho.runtime.graph_ops import FLOAT, GraphWriter
 from kensho.runtime.header import WEIGHTS_FILE
@@ -23,8 +23,7 @@ _ZEROS = "zeros.tokens"
 """The zero point of the activations, once for each token."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(Struct):
     """How activations are quantised: to integers from zero - levels to zero + levels, signed if zero is 0."""
 
     name: str

@@ -5,9 +5,9 @@ nobody sees why), and a graph that a newer engine or compiler has replaced is re
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from kensho.base.ids import GraphKey
+from kensho.base.structs import Struct
 from kensho.runtime.header import KeyFields, differing_fields
 
 STORM = 3
@@ -17,8 +17,7 @@ _REPLACED_BY = frozenset({"engine_version", "compiler", "recipe_version"})
 _CONTENT = ("weights_digest", "config_digest", "tokenizer_digest")
 
 
-@dataclass(frozen=True, slots=True)
-class Kinship:
+class Kinship(Struct):
     """What the cache has of the same content as a key that is not there."""
 
     differing: tuple[str, ...]

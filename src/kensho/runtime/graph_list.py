@@ -4,12 +4,12 @@ The state is read from headers and record files: nothing is hashed, and looking 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import Damaged
 from kensho.base.ids import GraphKey
+from kensho.base.structs import Struct
 from kensho.runtime.graph_cache import GraphCache
 from kensho.runtime.graph_record import CachedGraph
 from kensho.runtime.header import COMPILER, RECIPE_VERSION, GraphHeader, KeyFields
@@ -21,8 +21,7 @@ features; of use where the disk is shared. format_newer: a later Kensho's; of us
 _PRUNED: frozenset[GraphState] = frozenset({"obsolete", "damaged"})
 
 
-@dataclass(frozen=True, slots=True)
-class GraphInfo:
+class GraphInfo(Struct):
     """One entry. The texts are empty where its header cannot be read."""
 
     key: GraphKey

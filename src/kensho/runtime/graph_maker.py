@@ -9,7 +9,6 @@ process and no folder; (5) why a graph was not found is said, with the key field
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -26,6 +25,7 @@ from kensho.base.events import (
     RecompileStorm,
 )
 from kensho.base.ids import GraphKey
+from kensho.base.structs import Struct, replace
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.graph_cache import GraphCache, Hit, Miss
 from kensho.runtime.graph_kin import find_kin
@@ -48,8 +48,7 @@ class GraphCompiler(Protocol):
     async def compile(self, job: CompileJob, on_stage: Callable[[CompileStage], None] | None = None) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class MadeGraph:
+class MadeGraph(Struct):
     """A complete, verified graph. Its files stay until `close`."""
 
     folder: Path

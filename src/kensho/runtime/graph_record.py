@@ -10,9 +10,9 @@ entry goes. It is a hint: an unreadable one costs one more hashing.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from kensho.base.ids import GraphKey
+from kensho.base.structs import Struct
 
 RECORD_FILE = "verified.json"
 MAX_RECORD_BYTES = 16384
@@ -22,15 +22,13 @@ Stamp = tuple[int, int, int, int, int]
 """device, inode, size, mtime_ns, ctime_ns"""
 
 
-@dataclass(frozen=True, slots=True)
-class GraphRecord:
+class GraphRecord(Struct):
     files: Mapping[str, Stamp]
     """What each file was when its bytes were hashed and right; the header too."""
     used: int
 
 
-@dataclass(frozen=True, slots=True)
-class CachedGraph:
+class CachedGraph(Struct):
     """One line of the cache's list."""
 
     key: GraphKey

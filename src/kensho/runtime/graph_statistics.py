@@ -7,17 +7,16 @@ from nothing again, and a disk that refuses it costs no answer.
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kensho.base.clock import Seconds
+from kensho.base.structs import Struct, as_dict, replace
 
 STATISTICS_FILE = "statistics.json"
 _MAX_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class GraphStatistics:
+class GraphStatistics(Struct):
     """Since the cache's folder was made. A graph that a program still had in memory is not counted here."""
 
     hits: int = 0
@@ -31,7 +30,7 @@ class GraphStatistics:
 
     def as_json(self) -> dict[str, object]:
         """The key `statistics` of `kensho graphs list --json`."""
-        return asdict(self)
+        return as_dict(self)
 
 
 def add_hit(before: GraphStatistics, seconds: Seconds) -> GraphStatistics:
@@ -76,7 +75,7 @@ def count_load(folder: Path, seconds: Seconds, *, is_hit: bool) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         before = parse_statistics(os.pread(descriptor, _MAX_BYTES, 0))
-        after = json.dumps(asdict((add_hit if is_hit else add_miss)(before, seconds))).encode()
+        after = json.dumps(as_dict((add_hit if is_hit else add_miss)(before, seconds))).encode()
         os.pwrite(descriptor, after, 0)
         os.ftruncate(descriptor, len(after))
     except OSError:

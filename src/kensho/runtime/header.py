@@ -13,12 +13,12 @@ minor one may carry fields that are ignored; (3) every size is bounded; (4) the 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 from kensho.base.errors import Damaged, KenshoError, TrustError
 from kensho.base.ids import Digest, GraphKey, digest_of, parse_digest
+from kensho.base.structs import Struct, as_dict
 
 FORMAT = (1, 1)
 """(major, minor) written by this version. Minor 1 added `speeds` and the section `mixed` of graph.onnx."""
@@ -44,8 +44,7 @@ DEFAULT_MAX_POSITIONS = 4096
 """Context that graphs are made for unless asked otherwise: 8 MB of rope tables for 270M; 32768 would be 67 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyFields:
+class KeyFields(Struct):
     """All that decides the bytes of a compiled graph, and nothing volatile: two equal values may share an entry.
 
     `cpu_features` because the form of the graph is chosen and self-tested on this machine's instructions.
@@ -67,8 +66,7 @@ class KeyFields:
     compiler: int = COMPILER
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(Struct):
     """A run of bytes of one file with the SHA-256 of each 4 MiB block of it (the last one may be shorter)."""
 
     name: str
@@ -78,8 +76,7 @@ class Section:
     blocks: tuple[Digest, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SelfTestVector:
+class SelfTestVector(Struct):
     """What the graph answered on the machine that made it: ids fed in one prefill, then greedily one by one.
 
     `expected_micro[i]` is the logit of `expected_ids[i]` in millionths; another session over the same file must come
@@ -92,16 +89,14 @@ class SelfTestVector:
     tolerance_micro: int
 
 
-@dataclass(frozen=True, slots=True)
-class FormSpeed:
+class FormSpeed(Struct):
     """What one token took when the form was chosen, on the mapped tier of the machine that compiled."""
 
     form: str
     decode_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class GraphHeader:
+class GraphHeader(Struct):
     """Everything known about a compiled graph. Times: `created` RFC 3339 UTC, `compile_ms` wall milliseconds."""
 
     model: str
@@ -133,12 +128,12 @@ class GraphHeader:
 
 def graph_key(fields: KeyFields) -> GraphKey:
     """The content key: SHA-256 of the canonical fields. Equal content on equal machines gives equal keys."""
-    return GraphKey(hashlib.sha256(_canonical(asdict(fields))).hexdigest())
+    return GraphKey(hashlib.sha256(_canonical(as_dict(fields))).hexdigest())
 
 
 def differing_fields(old: KeyFields, new: KeyFields) -> tuple[str, ...]:
     """Names of the key fields that differ: the reason of a miss, for the log (a storm of recompiles has a cause)."""
-    before, after = asdict(old), asdict(new)
+    before, after = as_dict(old), as_dict(new)
     return tuple(name for name in before if before[name] != after[name])
 
 
@@ -151,7 +146,7 @@ def join_digests(digests: Mapping[str, Digest]) -> Digest:
 
 def dump_header(header: GraphHeader) -> bytes:
     """The bytes of header.json. Stable: equal headers give equal bytes."""
-    body = asdict(header)
+    body = as_dict(header)
     return _canonical({"body": body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()})
 
 
@@ -270,8 +265,8 @@ def _integer(value: object, name: str, low: int = 0) -> int:
     return value
 
 
-_KEY_FIELDS = tuple(KeyFields.__dataclass_fields__)
-_BODY_FIELDS = tuple(GraphHeader.__dataclass_fields__)
+_KEY_FIELDS = tuple(KeyFields.__struct_fields__)
+_BODY_FIELDS = tuple(GraphHeader.__struct_fields__)
 _FIELD_SINCE = {"speeds": (1, 1)}
 
 
@@ -324,7 +319,7 @@ def _parse_key(fields: _Fields) -> KeyFields:
 
 
 def _parse_section(document: object, may_have_more: bool) -> Section:
-    fields = _Fields(document, tuple(Section.__dataclass_fields__), may_have_more=may_have_more)
+    fields = _Fields(document, tuple(Section.__struct_fields__), may_have_more=may_have_more)
     section = Section(
         name=fields.text("name"),
         file=fields.text("file"),
@@ -340,7 +335,7 @@ def _parse_section(document: object, may_have_more: bool) -> Section:
 
 
 def _parse_speed(document: object, may_have_more: bool) -> FormSpeed:
-    fields = _Fields(document, tuple(FormSpeed.__dataclass_fields__), may_have_more=may_have_more)
+    fields = _Fields(document, tuple(FormSpeed.__struct_fields__), may_have_more=may_have_more)
     return FormSpeed(fields.text("form"), fields.integer("decode_us"))
 
 
@@ -356,7 +351,7 @@ def _check_tiling(sections: tuple[Section, ...]) -> tuple[Section, ...]:
 
 
 def _parse_self_test(document: object, may_have_more: bool) -> SelfTestVector:
-    fields = _Fields(document, tuple(SelfTestVector.__dataclass_fields__), may_have_more=may_have_more)
+    fields = _Fields(document, tuple(SelfTestVector.__struct_fields__), may_have_more=may_have_more)
     vector = SelfTestVector(
         prompt_ids=fields.integers("prompt_ids"),
         expected_ids=fields.integers("expected_ids"),

@@ -7,10 +7,10 @@ Reads config.json and the tensor tables, never the weights.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from kensho.base.errors import ModelError, UnknownArchitecture
+from kensho.base.structs import Struct
 from kensho.runtime.config_reader import ConfigReader
 from kensho.runtime.families import read_spec
 from kensho.runtime.model_spec import HEAD, ModelSpec, expected_tensors
@@ -21,8 +21,7 @@ _MAX_CONFIG_BYTES = 1024 * 1024
 _WEIGHT_TYPES = ("BF16", "F16", "F32")
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Struct):
     """A folder that was read and found complete."""
 
     folder: Path

@@ -1,18 +1,17 @@
 """What the loader found and an engine host is given: which files to open, and in what form."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.ids import GraphKey
+from kensho.base.structs import Struct
 from kensho.runtime.frames import Tier
 
 Origin = Literal["memory", "disk", "compile", "raw"]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedGraph:
+class LoadedGraph(Struct):
     """A model in a form that a session can open at once. The files stay as long as its loader is open."""
 
     model: str

@@ -13,13 +13,13 @@ stay too. How a graph is found on disk or made is `graph_maker`'s.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.events import Emit
 from kensho.base.ids import Digest, GraphKey
 from kensho.base.lru import Lru
+from kensho.base.structs import Struct, replace
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache
@@ -34,8 +34,7 @@ KEPT_GRAPHS = 3
 """The prototype's memory cache: LRU of 3."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoaderStats:
+class LoaderStats(Struct):
     """How often a graph was found where (row R5). A compile is a miss of memory and disk."""
 
     memory: int = 0
@@ -44,16 +43,14 @@ class LoaderStats:
     raw: int = 0
 
 
-@dataclass(slots=True)
-class _Held:
+class _Held(Struct, frozen=False):
     """A graph that stays. `users`: handed out and not yet released."""
 
     made: MadeGraph
     users: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(Struct):
     """One question for a graph."""
 
     model: str

@@ -5,9 +5,10 @@ kept: the full list changes with the kernel version and would make the graph key
 """
 
 import platform
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from kensho.base.structs import Struct
 
 _X86 = ("sse4_1", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx_vnni", "avx512_vnni", "amx_int8")
 _ARM = ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve")
@@ -17,8 +18,7 @@ _MAX_CPUINFO_BYTES = 64 * 1024
 """One processor's entry is under 3 KiB; the first one is enough."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct):
     """The part of a graph key that comes from the machine."""
 
     arch: str

@@ -5,10 +5,10 @@ lays the operations out from them.
 """
 
 import json
-from dataclasses import asdict, dataclass
 from typing import Literal
 
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import Struct, as_dict
 from kensho.runtime.rope import Rope
 
 Activation = Literal["gelu_tanh", "silu"]
@@ -16,15 +16,13 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerSpec:
+class LayerSpec(Struct):
     window: int | None
     """A token sees itself and the window - 1 tokens before it; None = all."""
     rope: Rope
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
+class ModelSpec(Struct):
     """A decoder of a known family. Everything that decides the mathematics, nothing that does not."""
 
     family: str
@@ -71,7 +69,7 @@ class ModelSpec:
     @property
     def digest(self) -> Digest:
         """The schema hash: equal for models that differ in nothing but their weights."""
-        return digest_of(json.dumps(asdict(self), sort_keys=True).encode())
+        return digest_of(json.dumps(as_dict(self), sort_keys=True).encode())
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -18,17 +18,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
+from kensho.base.structs import Struct
 
 STDERR_TAIL_BYTES = 8192
 _POLL_S: Seconds = 0.002
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct):
     """How a process ended. `exit_code` None: it did not end within the time given after SIGKILL."""
 
     pid: int

@@ -5,11 +5,11 @@ cache (measured: 1.5 GB of bf16 per CPU second on Zen 5) and the memory of its o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kensho.base.structs import Struct
 from kensho.runtime.safetensors import Tensor
 from kensho.runtime.tensor_reader import TensorReader, not_finite
 
@@ -19,8 +19,7 @@ _SMALLEST = np.float32(LIMIT * np.finfo(np.float32).smallest_normal)
 """1.5e-36. Below it a scale has too few digits left to divide by: the quotient could leave the range."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scales:
+class Scales(Struct):
     """Beside the int8 matrix W[K, N]: the original weight [n, k] is about W[k, n] * scales[n]."""
 
     scales: NDArray[np.float32]

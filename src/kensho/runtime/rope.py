@@ -5,12 +5,11 @@ either per layer kind (`{"full_attention": {...}, "sliding_attention": {...}}`) 
 the full-attention layers. When both spellings are present they must agree.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kensho.base.errors import ModelError
+from kensho.base.structs import Struct
 from kensho.runtime.config_reader import ConfigReader
 
 KINDS = ("full_attention", "sliding_attention")
@@ -20,8 +19,7 @@ _TYPES = ("default", "linear")
 _LLAMA_TYPES = (*_TYPES, "llama3")
 
 
-@dataclass(frozen=True, slots=True)
-class Rope:
+class Rope(Struct):
     """Rotation of pair i at position p by the angle p / factor / theta ** (2 i / head_dim)."""
 
     theta: float
@@ -39,8 +37,7 @@ class Rope:
         return ".".join(map(repr, numbers))
 
 
-@dataclass(frozen=True, slots=True)
-class Bands:
+class Bands(Struct):
     """Llama 3: a pair that turns fewer than `low` times in `positions` is slowed down by the factor, one that turns
     more than `high` times is left alone, between them the two are blended."""
 

@@ -11,13 +11,13 @@ Anything odd is a ModelError that names the file.
 
 import os
 import struct
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TypeGuard, cast
 
 from kensho.base.errors import ModelError
 from kensho.base.safetensors import TableEntry, parse_object, parse_table_entries, refuse
+from kensho.base.structs import Struct
 
 WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -31,8 +31,7 @@ ITEM_BYTES = {
 """Bytes of one element. Types that pack several elements into a byte are not listed and so are refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct):
     """Where one tensor's bytes are: little-endian, row-major, `size_bytes` from `offset` of `folder / file`."""
 
     name: str

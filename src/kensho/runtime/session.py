@@ -11,7 +11,6 @@ and forgetting is setting `position`.
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from kensho.base.errors import ConfigError, Damaged, EngineError, WrongNumbers
+from kensho.base.structs import Struct
 from kensho.runtime.header import (
     DEFAULT_MAX_POSITIONS,
     GRAPH_FILE,
@@ -37,8 +37,7 @@ _FATAL = 4
 """Log level: ONNX Runtime also raises what it would print."""
 
 
-@dataclass(frozen=True, slots=True)
-class GraphFacts:
+class GraphFacts(Struct):
     """The sizes that a graph carries as metadata."""
 
     layers: int
@@ -218,7 +217,7 @@ def _options(tier: Tier, weights_folder: Path, threads: int) -> onnxruntime.Sess
 
 def _read_facts(engine: onnxruntime.InferenceSession) -> GraphFacts:
     facts = engine.get_modelmeta().custom_metadata_map
-    return GraphFacts(**{name: int(facts[f"kensho.{name}"]) for name in GraphFacts.__dataclass_fields__})
+    return GraphFacts(**{name: int(facts[f"kensho.{name}"]) for name in GraphFacts.__struct_fields__})
 
 
 def _value(array: NDArray[np.generic]) -> onnxruntime.OrtValue:

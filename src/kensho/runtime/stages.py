@@ -15,7 +15,6 @@ while the compile runs.
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from kensho.base.clock import Clock
 from kensho.base.errors import CompileFailed
+from kensho.base.structs import Struct
 from kensho.runtime import self_test
 from kensho.runtime.artefact import (
     WeightsFile,
@@ -139,8 +139,7 @@ def build_raw(model_folder: Path, out_folder: Path, *, max_positions: int = DEFA
         write_file(out_folder, GRAPH_FILE, graph)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(Struct):
     """What the first three stages made."""
 
     linked: list[Op]

@@ -6,8 +6,8 @@ has one section, with its hashes, for each.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from kensho.base.structs import Struct
 from kensho.runtime.decoder import Embed, Head, Linear, Op
 from kensho.runtime.graph_ops import INLINE_BYTES
 from kensho.runtime.hf_config import Model
@@ -15,8 +15,7 @@ from kensho.runtime.hf_config import Model
 PAGE_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct):
     """`size_bytes` of use from `offset`; the place ends on the next page boundary."""
 
     name: str
@@ -28,8 +27,7 @@ class Place:
         return -(-(self.offset + self.size_bytes) // PAGE_BYTES) * PAGE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
+class Matrix(Struct):
     """W[columns, rows] in int8: the rows of its source tensors side by side. Its name is the first source's."""
 
     name: str
@@ -43,8 +41,7 @@ class Matrix:
         return sum(self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct):
     matrices: dict[str, Matrix]
     places: dict[str, Place]
     """By the name of the constant; a constant without place is inline in the graph."""

@@ -8,12 +8,12 @@ nested but lists. Source of the shape: OpenTelemetry Logs Data Model (stable).
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 
 from kensho.base.clock import Seconds
 from kensho.base.events import Event, Level
+from kensho.base.structs import Struct
 
 SEVERITY: Mapping[Level, int] = {"debug": 5, "info": 9, "warning": 13, "error": 17}
 """OpenTelemetry severity numbers of the four levels."""
@@ -22,8 +22,7 @@ MAX_TEXT = 2_000
 """Characters of one text field; longer ones are cut. Guess: a reason longer than that is somebody's data."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct):
     """An event with its place in time and in the life of a process."""
 
     event: Event

@@ -21,12 +21,12 @@ import asyncio
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import EngineCrashed, EngineError, WrongNumbers
 from kensho.base.inference import Sampling
+from kensho.base.structs import Struct
 
 VOCABULARY = 1000
 
@@ -37,8 +37,7 @@ host is gone. nan: the engine sees non-finite numbers and says so. wrong: finite
 SLOW_FACTOR = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct):
     """What goes wrong in one stream, once it has made `at_token` tokens."""
 
     kind: FaultKind

@@ -7,18 +7,17 @@ source.is_offline = True                       # nothing can be reached
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 from kensho.base.errors import NotFoundAtSource, TransportError
+from kensho.base.structs import Struct
 
 PIECE_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct):
     """What happens to reads of matching paths: `corrupt` flips the lowest bit of the first byte of each answer,
     `truncate` breaks off in its middle, `missing` is 404, `offline` does not answer. `times` None = always."""
 

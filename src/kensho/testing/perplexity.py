@@ -8,12 +8,13 @@ it was not trained on.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import exp
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kensho.base.structs import Struct
 
 
 class Steps(Protocol):
@@ -24,16 +25,14 @@ class Steps(Protocol):
     def rewind(self, position: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct):
     """Token ids, of which the first `given` (at least one) are not predicted."""
 
     ids: Sequence[int]
     given: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct):
     """Of `tokens` predictions; perplexity is exp of the mean negative log probability of the token that came."""
 
     tokens: int

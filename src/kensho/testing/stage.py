@@ -3,11 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from kensho.base.structs import Struct
 from kensho.delivery.checker import verify
 from kensho.delivery.disk import Disk
 from kensho.delivery.repository import resign
@@ -65,16 +65,14 @@ class Stage:
         return client
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct):
     """What was found. `is_new`: the operation counts as done. `bytes_fetched` by doing it again."""
 
     is_new: bool
     bytes_fetched: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct):
     prepare: Callable[[Stage, Path], None]
     act: Callable[[Stage, Path, Disk], None]
     look: Callable[[Stage, Path], Look]

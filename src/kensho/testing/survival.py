@@ -7,11 +7,11 @@ import random
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from kensho.base.ids import Digest, digest_of
+from kensho.base.structs import Struct, field
 
 SECTOR_BYTES: Final = 512
 Fate = Literal["lost", "kept", "torn"]
@@ -19,40 +19,36 @@ Luck = Callable[[int], Fate]
 """What becomes of something that was not synced, given its moment."""
 
 
-@dataclass(eq=False, slots=True)
-class File:
+class File(Struct, frozen=False, eq=False):
     """`content` and `mode` were durable at first; `syncs` are moments of its fsyncs."""
 
     content: bytes
     mode: int
     inode: tuple[int, int]
-    changes: list[tuple[int, int | None, bytes | int]] = field(default_factory=list)
+    changes: list[tuple[int, int | None, bytes | int]] = field(factory=list)
     """(moment, offset, data), (moment, None, size), or (moment, -1, mode)."""
-    syncs: list[int] = field(default_factory=list)
+    syncs: list[int] = field(factory=list)
 
 
-@dataclass(eq=False, slots=True)
-class Database:
+class Database(Struct, frozen=False, eq=False):
     """SQLite's. `commits`: moment, the whole database, whether it was durable at its return."""
 
     commits: list[tuple[int, bytes, bool]]
 
 
-@dataclass(eq=False, slots=True)
-class Folder:
+class Folder(Struct, frozen=False, eq=False):
     """`first` was durable at first, `live` is what a running process sees."""
 
-    first: "dict[str, Node]" = field(default_factory=dict)
-    live: "dict[str, Node]" = field(default_factory=dict)
-    changes: "list[tuple[int, str, Node | None]]" = field(default_factory=list)
-    syncs: list[int] = field(default_factory=list)
+    first: "dict[str, Node]" = field(factory=dict)
+    live: "dict[str, Node]" = field(factory=dict)
+    changes: "list[tuple[int, str, Node | None]]" = field(factory=list)
+    syncs: list[int] = field(factory=list)
 
 
 Node = File | Folder | Database
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(Struct):
     """One state of the disk. `is_after_all`: the power failed after everything had returned."""
 
     name: str
@@ -108,8 +104,7 @@ class Cut:
                 yield found.file, made[id(found)]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct):
     content: bytes
     mode: int
     file: File | None

@@ -22,10 +22,11 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Final, Literal, Self, cast
+
+from kensho.base.structs import Struct
 
 CHANGING: Final = (
     "write", "writev", "pwrite64", "pwritev", "ftruncate", "truncate", "fallocate", "copy_file_range", "sendfile",
@@ -39,8 +40,7 @@ OPENING: Final = "openat"
 _CALL = re.compile(r"(?:\[pid +(\d+)\] |(\d+) +)?(\w+)\(")
 
 
-@dataclass(frozen=True, slots=True)
-class Injection:
+class Injection(Struct):
     """`fault`: "KILL", or the name of an errno. `when`: 1 = the first call. Lasting: that one and all after it."""
 
     call: str
@@ -55,8 +55,7 @@ class Injection:
         return f"inject={self.call}:{what}:when={self.when}{'+' if self.is_lasting else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct):
     """How a run ended. `exit_code` None: by SIGKILL."""
 
     exit_code: int | None

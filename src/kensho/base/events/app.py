@@ -1,13 +1,11 @@
 """Facts about the application as a whole."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kensho.base.events.event import Event, Level, Service
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepFinished(Event):
+class StepFinished(Event, kw_only=True):
     """One step of `kensho demo`."""
 
     name: ClassVar[str] = "app.demo.step"
@@ -19,8 +17,7 @@ class StepFinished(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorRaised(Event):
+class ErrorRaised(Event, kw_only=True):
     """An error that reached a caller. `frames` are file:line:function, innermost last; never locals."""
 
     name: ClassVar[str] = "app.error.raised"

@@ -1,13 +1,11 @@
 """Facts about publishing, pulling, checking and repairing."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kensho.base.events.event import Event, Level, Service
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleasePublished(Event):
+class ReleasePublished(Event, kw_only=True):
     name: ClassVar[str] = "delivery.release.published"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
@@ -22,8 +20,7 @@ class ReleasePublished(Event):
     bytes_packed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RootTrusted(Event):
+class RootTrusted(Event, kw_only=True):
     name: ClassVar[str] = "delivery.root.trusted"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
@@ -32,8 +29,7 @@ class RootTrusted(Event):
     url: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestAccepted(Event):
+class ManifestAccepted(Event, kw_only=True):
     name: ClassVar[str] = "delivery.manifest.accepted"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
@@ -43,8 +39,7 @@ class ManifestAccepted(Event):
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestRejected(Event):
+class ManifestRejected(Event, kw_only=True):
     name: ClassVar[str] = "delivery.manifest.rejected"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "error"
@@ -53,8 +48,7 @@ class ManifestRejected(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanMade(Event):
+class PlanMade(Event, kw_only=True):
     name: ClassVar[str] = "delivery.plan.made"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
@@ -68,8 +62,7 @@ class PlanMade(Event):
     requests: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadProgress(Event):
+class DownloadProgress(Event, kw_only=True):
     name: ClassVar[str] = "delivery.download.progress"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "debug"
@@ -79,8 +72,7 @@ class DownloadProgress(Event):
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadRetry(Event):
+class DownloadRetry(Event, kw_only=True):
     name: ClassVar[str] = "delivery.download.retry"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "warning"
@@ -91,8 +83,7 @@ class DownloadRetry(Event):
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkRejected(Event):
+class ChunkRejected(Event, kw_only=True):
     name: ClassVar[str] = "delivery.chunk.rejected"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "warning"
@@ -103,8 +94,7 @@ class ChunkRejected(Event):
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkCorrupt(Event):
+class ChunkCorrupt(Event, kw_only=True):
     name: ClassVar[str] = "delivery.chunk.corrupt"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "error"
@@ -115,8 +105,7 @@ class ChunkCorrupt(Event):
     chunk: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkRepaired(Event):
+class ChunkRepaired(Event, kw_only=True):
     name: ClassVar[str] = "delivery.chunk.repaired"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
@@ -127,8 +116,7 @@ class ChunkRepaired(Event):
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepairPostponed(Event):
+class RepairPostponed(Event, kw_only=True):
     """The background scrub found damage that cannot be mended now."""
 
     name: ClassVar[str] = "delivery.repair.postponed"
@@ -140,8 +128,7 @@ class RepairPostponed(Event):
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScrubFailed(Event):
+class ScrubFailed(Event, kw_only=True):
     """The background scrub could not read or write; it goes on by itself."""
 
     name: ClassVar[str] = "delivery.scrub.failed"
@@ -152,8 +139,7 @@ class ScrubFailed(Event):
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FallbackActivated(Event):
+class FallbackActivated(Event, kw_only=True):
     name: ClassVar[str] = "delivery.fallback.activated"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "warning"
@@ -164,8 +150,7 @@ class FallbackActivated(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelUnavailable(Event):
+class ModelUnavailable(Event, kw_only=True):
     """A whole model could not be had, and none of its versions is installed."""
 
     name: ClassVar[str] = "delivery.model.unavailable"
@@ -178,8 +163,7 @@ class ModelUnavailable(Event):
     fallback: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateApplied(Event):
+class UpdateApplied(Event, kw_only=True):
     name: ClassVar[str] = "delivery.update.applied"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
@@ -190,8 +174,7 @@ class UpdateApplied(Event):
     bytes_reused: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolledBack(Event):
+class RolledBack(Event, kw_only=True):
     name: ClassVar[str] = "delivery.update.rolled_back"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"
@@ -201,8 +184,7 @@ class RolledBack(Event):
     to_version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckFinished(Event):
+class CheckFinished(Event, kw_only=True):
     name: ClassVar[str] = "delivery.check.finished"
     service: ClassVar[Service] = "delivery"
     level: ClassVar[Level] = "info"

@@ -8,15 +8,15 @@ Levels: debug = for us, info = a state changed, warning = degraded yet working, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
+
+from kensho.base.structs import Struct, fields
 
 Level = Literal["debug", "info", "warning", "error"]
 Service = Literal["delivery", "runtime", "resilience", "app"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, kw_only=True):
     """Base of the catalogue."""
 
     name: ClassVar[str]
@@ -30,7 +30,7 @@ class Event:
 
     def fields(self) -> dict[str, object]:
         """The facts, in declaration order."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in fields(self)}
 
 
 Emit = Callable[[Event], None]

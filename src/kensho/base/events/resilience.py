@@ -1,13 +1,11 @@
 """Facts about circuits, queues and streams."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kensho.base.events.event import Event, Level, Service
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitChanged(Event):
+class CircuitChanged(Event, kw_only=True):
     """One class for all transitions; `name` stays one word and the states are fields. `next_step` says in words
     what happens next."""
 
@@ -23,8 +21,7 @@ class CircuitChanged(Event):
     next_step: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CanaryFinished(Event):
+class CanaryFinished(Event, kw_only=True):
     name: ClassVar[str] = "circuit.canary.finished"
     service: ClassVar[Service] = "resilience"
     level: ClassVar[Level] = "info"
@@ -35,8 +32,7 @@ class CanaryFinished(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamMoved(Event):
+class StreamMoved(Event, kw_only=True):
     name: ClassVar[str] = "resilience.stream.moved"
     service: ClassVar[Service] = "resilience"
     level: ClassVar[Level] = "warning"
@@ -50,8 +46,7 @@ class StreamMoved(Event):
     gap_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRejected(Event):
+class RequestRejected(Event, kw_only=True):
     name: ClassVar[str] = "resilience.queue.rejected"
     service: ClassVar[Service] = "resilience"
     level: ClassVar[Level] = "warning"
@@ -61,8 +56,7 @@ class RequestRejected(Event):
     retry_after_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFinished(Event):
+class RequestFinished(Event, kw_only=True):
     name: ClassVar[str] = "resilience.request.finished"
     service: ClassVar[Service] = "resilience"
     level: ClassVar[Level] = "info"
@@ -82,8 +76,7 @@ class RequestFinished(Event):
     tokens_per_second: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionChanged(Event):
+class AdmissionChanged(Event, kw_only=True):
     """How hard pressed the queue is: NORMAL, PRESSURED or SATURATED (row S5: the system says that it is overloaded)."""
 
     name: ClassVar[str] = "admission.changed"

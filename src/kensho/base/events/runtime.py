@@ -1,13 +1,11 @@
 """Facts about compiling, loading and engine hosts."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kensho.base.events.event import Event, Level, Service
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileStage(Event):
+class CompileStage(Event, kw_only=True):
     """`stage` is one of parsing, linking, optimizing, compiling, finalizing; done and total are in `unit`."""
 
     name: ClassVar[str] = "runtime.compile.stage"
@@ -21,8 +19,7 @@ class CompileStage(Event):
     unit: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileFinished(Event):
+class CompileFinished(Event, kw_only=True):
     name: ClassVar[str] = "runtime.compile.finished"
     service: ClassVar[Service] = "runtime"
     level: ClassVar[Level] = "info"
@@ -34,8 +31,7 @@ class CompileFinished(Event):
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileRetried(Event):
+class CompileRetried(Event, kw_only=True):
     name: ClassVar[str] = "runtime.compile.failed"
     service: ClassVar[Service] = "runtime"
     level: ClassVar[Level] = "warning"
@@ -46,8 +42,7 @@ class CompileRetried(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphLoaded(Event):
+class GraphLoaded(Event, kw_only=True):
     """`source` is memory, disk, compile or raw (row R3)."""
 
     name: ClassVar[str] = "runtime.graph.loaded"
@@ -62,8 +57,7 @@ class GraphLoaded(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphMissed(Event):
+class GraphMissed(Event, kw_only=True):
     """The graph has to be made. `differing` names the key fields in which a cached graph of the same model differs."""
 
     name: ClassVar[str] = "runtime.graph.missed"
@@ -76,8 +70,7 @@ class GraphMissed(Event):
     differing: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecompileStorm(Event):
+class RecompileStorm(Event, kw_only=True):
     """One content, many graphs: something in the key changes that should not."""
 
     name: ClassVar[str] = "runtime.graph.storm"
@@ -90,8 +83,7 @@ class RecompileStorm(Event):
     differing: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphDropped(Event):
+class GraphDropped(Event, kw_only=True):
     name: ClassVar[str] = "runtime.graph.dropped"
     service: ClassVar[Service] = "runtime"
     level: ClassVar[Level] = "warning"
@@ -100,8 +92,7 @@ class GraphDropped(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphCacheUnavailable(Event):
+class GraphCacheUnavailable(Event, kw_only=True):
     name: ClassVar[str] = "runtime.graph_cache.unavailable"
     service: ClassVar[Service] = "runtime"
     level: ClassVar[Level] = "warning"
@@ -109,8 +100,7 @@ class GraphCacheUnavailable(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierChanged(Event):
+class TierChanged(Event, kw_only=True):
     """Requests from now on go to other engines; what runs is finished by the old ones, which then end."""
 
     name: ClassVar[str] = "runtime.tier.changed"
@@ -123,8 +113,7 @@ class TierChanged(Event):
     to_tier: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierKept(Event):
+class TierKept(Event, kw_only=True):
     """The better tier could not be had; it is tried again later."""
 
     name: ClassVar[str] = "runtime.tier.kept"
@@ -137,8 +126,7 @@ class TierKept(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelClosed(Event):
+class ModelClosed(Event, kw_only=True):
     """Its engines have ended; the next request loads it again."""
 
     name: ClassVar[str] = "runtime.model.closed"
@@ -150,8 +138,7 @@ class ModelClosed(Event):
     idle_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStarted(Event):
+class EngineStarted(Event, kw_only=True):
     name: ClassVar[str] = "runtime.engine.started"
     service: ClassVar[Service] = "runtime"
     level: ClassVar[Level] = "info"
@@ -161,8 +148,7 @@ class EngineStarted(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLost(Event):
+class EngineLost(Event, kw_only=True):
     name: ClassVar[str] = "runtime.engine.lost"
     service: ClassVar[Service] = "runtime"
     level: ClassVar[Level] = "warning"
