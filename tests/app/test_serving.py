@@ -233,8 +233,7 @@ def test_a_cached_graph_that_no_engine_can_start_with_is_made_anew(world: World)
 
 def spoil_consistently(folder: Path) -> None:
     """Replace the graph by bytes that are no graph, and make the header agree."""
-    from dataclasses import replace
-
+    from kensho.base.structs import replace
     from kensho.runtime.artefact import graph_sections
 
     header = read_header(folder)
