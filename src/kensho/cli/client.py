@@ -1,0 +1,217 @@
+"""The thin client: let the store's daemon run this command, and be its mouth.
+
+    code = try_daemon(sys.argv[1:], os.environ)
+    if code is None:
+        ...                                      # no daemon, or not for it: the command runs in this process
+
+The daemon runs the very same command with models that are warm already and sends back what it says, so the output is
+the same with and without one. This module imports `sys` and two built-in modules, `_socket` and `posix`: it is what
+lies between the start of the interpreter and the first token. What goes over the wire: `server.control_frames`.
+
+Rules: (1) a daemon is never required: whatever goes wrong before it has said anything ends in None; (2) only a daemon
+of the same user, or of root's, is believed; (3) Ctrl-C stops the command, a second one the client.
+"""
+
+import _socket
+import posix
+import sys
+
+from kensho import __version__
+from kensho.server.control_frames import (
+    ACCEPTED,
+    CANCEL,
+    ERR,
+    EXIT,
+    HEADER_BYTES,
+    MAX_ADDRESS_BYTES,
+    MAX_OUTPUT_BYTES,
+    OUT,
+    REQUEST,
+    SOCKET_NAME,
+    encode_request,
+    frame,
+    header,
+)
+
+TYPE_CHECKING = False  # importing `typing` would cost more than the rest of this module
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SERVED = ("run", "status", "warm", "fault", "level")
+"""The commands that a daemon runs."""
+
+ACCEPT_S = 2.0
+"""A daemon that has not answered by then hangs, and is left alone. A healthy one takes under a millisecond."""
+INTERRUPTED = 130
+FAILURE = 1
+_LOST = "the daemon ended in the middle of the command"
+_LOST_ADVICE = "run the same command again; it works without a daemon"
+
+
+def try_daemon(argv: "Sequence[str]", environ: "Mapping[str, str]") -> int | None:
+    """The exit code of the command, run by the store's daemon and its output written to stdout and stderr.
+
+    None, with nothing written: there is no daemon, or this command is not for it. `argv` is without the program's
+    name; `environ` is read for KENSHO_STORE, KENSHO_CONFIG and the names that XDG's default store comes from.
+    """
+    try:
+        given, store = _store_of(argv, environ)
+        if not store or sys.stdout is None or sys.stderr is None:
+            return None
+        connection = _connect(store)
+        if connection is None:
+            return None
+        try:
+            return _Talk(connection, is_json="--json" in argv).run(_request(argv, given, environ))
+        finally:
+            connection.close()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+class _Talk:
+    """One command's connection."""
+
+    def __init__(self, connection: _socket.socket, *, is_json: bool) -> None:
+        self._connection = connection
+        self._is_json = is_json
+        self._received = bytearray()
+        self._has_spoken = False
+        self._is_cancelled = False
+
+    def run(self, request: bytes) -> int | None:
+        try:
+            self._connection.settimeout(ACCEPT_S)
+            self._connection.sendall(frame(REQUEST, request))
+            if self._next()[0] != ACCEPTED:
+                return None
+            self._connection.settimeout(None)
+            return self._relay()
+        except (OSError, ValueError):
+            return self._lost()
+
+    def _relay(self) -> int:
+        while True:
+            try:
+                kind, payload = self._next()
+            except KeyboardInterrupt:
+                if self._is_cancelled:
+                    raise
+                self._is_cancelled = True
+                self._connection.sendall(frame(CANCEL))
+                continue
+            if kind == EXIT and len(payload) == 1:
+                return payload[0]
+            if kind not in (OUT, ERR):
+                raise ValueError("not a frame of the daemon's")
+            self._has_spoken = True
+            if not _write(payload, is_error=kind == ERR):
+                return FAILURE
+
+    def _next(self) -> tuple[bytes, bytes]:
+        """The next frame. What has come of it stays, when a signal interrupts."""
+        received = self._received
+        while True:
+            if len(received) >= HEADER_BYTES:
+                kind, length = header(received)
+                if length > MAX_OUTPUT_BYTES:
+                    raise ValueError("too long a frame")
+                end = HEADER_BYTES + length
+                if len(received) >= end:
+                    payload = bytes(received[HEADER_BYTES:end])
+                    del received[:end]
+                    return kind, payload
+            data = self._connection.recv(MAX_OUTPUT_BYTES)
+            if not data:
+                raise ValueError("the daemon has gone")
+            received += data
+
+    def _lost(self) -> int | None:
+        """Nothing was said yet: the command is run here instead. Otherwise its end is told, in the command's form."""
+        if self._is_cancelled:
+            return INTERRUPTED
+        if not self._has_spoken:
+            return None
+        if self._is_json:
+            summary = f'"error": "daemon_lost", "message": "{_LOST}", "advice": "{_LOST_ADVICE}"'
+            _write(f'{{"type": "summary", "ok": false, "code": {FAILURE}, {summary}}}\n'.encode(), is_error=False)
+        else:
+            _write(f"\nkensho: {_LOST}\n        {_LOST_ADVICE}\n".encode(), is_error=True)
+        return FAILURE
+
+
+def _write(payload: bytes, *, is_error: bool) -> bool:
+    """False if the reader went away, as in `kensho ... | head`."""
+    stream = sys.stderr if is_error else sys.stdout
+    try:
+        stream.buffer.write(payload)
+        stream.buffer.flush()
+    except BrokenPipeError:
+        # The interpreter flushes at its end, and would complain.
+        posix.dup2(posix.open("/dev/null", posix.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
+def _connect(store: str) -> _socket.socket | None:
+    address = f"{store}/{SOCKET_NAME}"
+    folder = -1
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        if len(address.encode("utf-8", "surrogateescape")) > MAX_ADDRESS_BYTES:
+            folder = posix.open(store, posix.O_PATH | posix.O_DIRECTORY)
+            address = f"/proc/self/fd/{folder}/{SOCKET_NAME}"
+        connection.settimeout(ACCEPT_S)
+        connection.connect(address)
+        credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
+        own = posix.getuid()
+        if own != 0 and int.from_bytes(credentials[4:8], sys.byteorder) not in (0, own):
+            raise PermissionError("somebody else's")
+    except (OSError, ValueError):  # no such file, nobody listens, a NUL in the path ...
+        connection.close()
+        return None
+    finally:
+        if folder >= 0:
+            posix.close(folder)
+    return connection
+
+
+def _request(argv: "Sequence[str]", given: str, environ: "Mapping[str, str]") -> bytes:
+    about = {
+        "version": __version__,
+        "store": given,
+        "stdout": f"{sys.stdout.encoding}/{sys.stdout.errors}",
+        "stderr": f"{sys.stderr.encoding}/{sys.stderr.errors}",
+        "terminal": "1" if sys.stderr.isatty() else "0",
+        "config": environ.get("KENSHO_CONFIG") or "",
+    }
+    return encode_request(about, list(argv))
+
+
+def _store_of(argv: "Sequence[str]", environ: "Mapping[str, str]") -> tuple[str, str]:
+    """What `--store` says, and the folder of the store that the command means; no folder: it is no command for a
+    daemon, or means settings that only the command itself can read. The rules are those of `cli.main` and `settings`;
+    the daemon, which parses the arguments, refuses what was misunderstood here."""
+    command, given, wants_value = "", "", False
+    for argument in argv:
+        if wants_value:
+            given, wants_value = argument, False
+        elif argument == "--":
+            break
+        elif argument == "--store":
+            wants_value = True
+        elif argument.startswith("--store="):
+            given = argument[len("--store=") :]
+        elif argument in ("-h", "--help", "--version", "--debug") or argument.startswith("--config"):
+            return "", ""
+        elif not command and not argument.startswith("-"):
+            command = argument
+    if command not in SERVED or wants_value:
+        return "", ""
+    store = given or environ.get("KENSHO_STORE") or ""
+    if not store:
+        if environ.get("KENSHO_CONFIG"):
+            return "", ""  # it may name the store
+        data = environ.get("XDG_DATA_HOME") or f"{environ.get('HOME') or '.'}/.local/share"
+        store = f"{data}/kensho"
+    return given, "" if store.startswith("~") else store
