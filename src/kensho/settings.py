@@ -6,7 +6,6 @@ seconds); an unknown key or a value of the wrong kind is refused by name, so tha
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -125,6 +124,8 @@ def _proxy(environ: Mapping[str, str]) -> str | None:
 
 
 def _read_config(path: Path) -> dict[str, object]:
+    import tomllib  # few have a file, and it costs all the others 5 ms
+
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
