@@ -8,9 +8,7 @@ never hurts the caller: the line is counted as dropped.
 
 import contextlib
 import fcntl
-import gzip
 import os
-import shutil
 import threading
 from pathlib import Path
 
@@ -74,6 +72,9 @@ class LogFile:
 
     def _tidy(self) -> None:
         """Compress the rotated files and remove the oldest; a file that somebody still writes to waits its turn."""
+        import gzip
+        import shutil
+
         rotated = self._rotated()
         for old in rotated[: -self._keep]:
             old.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ in the log must not stop the work that it describes.
 """
 
 import itertools
-import uuid
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -34,7 +34,7 @@ class Pipeline:
         self._levels: dict[Service, Level] = {}
         self._listeners: list[Listener] = []
         self._seq = itertools.count(1)
-        self._boot_id = uuid.uuid4().hex[:12]
+        self._boot_id = os.urandom(6).hex()
         self.failed_listeners = 0
 
     def set_level(self, service: Service, level: Level) -> None:
