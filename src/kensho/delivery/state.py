@@ -10,7 +10,6 @@ from any thread.
 
 import json
 import os
-import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -273,7 +272,7 @@ class State:
         found = self.setting(_CLIENT_ID)
         if found is None and not self.is_read_only:
             with self._writing(is_durable=False) as db:  # the commit of what it decides makes it durable
-                db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (_CLIENT_ID, secrets.token_hex(16)))
+                db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (_CLIENT_ID, os.urandom(16).hex()))
             found = self.setting(_CLIENT_ID)
         return found or ""
 
