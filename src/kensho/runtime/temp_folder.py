@@ -6,7 +6,6 @@ lock; neither a process number nor an age is trusted.
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +38,8 @@ class TempFolder:
 
     def close(self) -> None:
         """Remove it with all that is in it. Idempotent."""
+        import shutil  # here: an answer from a graph that is there needs none (3 ms)
+
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
