@@ -1,19 +1,16 @@
 """The delivery half of the application: one store, the source it knows, and what may be done with them. Blocking.
 
-Nothing here imports TUF or an HTTP library before the network is really wanted: an offline start pays for neither.
+Nothing here imports TUF or an HTTP library before the network is really wanted: an offline start pays for neither. What
+an answer does not need comes with its first use: an import costs more than what it is for.
 """
 
-import random
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from kensho.app.describe import describe_models, describe_updates
 from kensho.app.status import LastCheck, Status, make_status
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import (
@@ -29,16 +26,15 @@ from kensho.base.events import Emit, RepairPostponed, RootTrusted
 from kensho.delivery.checker import Damage, VerifyReport, check_model, look, verify
 from kensho.delivery.disk import RealDisk
 from kensho.delivery.manifest import MAX_MANIFEST_BYTES, parse_manifest
-from kensho.delivery.retention import gc, pin, rollback
-from kensho.delivery.schedule import start_delay
-from kensho.delivery.scrub import Scrubber
 from kensho.delivery.store import InstalledModel, Store
 from kensho.settings import Settings
 
 if TYPE_CHECKING:
+    from kensho.base.backoff import Rng
     from kensho.delivery.plan import Plan
     from kensho.delivery.releases import ReleaseRef
     from kensho.delivery.repair import Repairer, RepairReport
+    from kensho.delivery.scrub import Scrubber
     from kensho.delivery.sources import Source
     from kensho.delivery.trust import Trust
     from kensho.delivery.updater import PullReport, Updater
@@ -100,8 +96,10 @@ class Deliveries:
         return self._updater().plan(models)
 
     def pull(self, models: Sequence[str]) -> "PullReport":
+        from kensho.delivery.schedule import start_delay
+
         updater = self._updater()
-        self._clock.sleep(start_delay(self._settings.pull_jitter_s, random.random))
+        self._clock.sleep(start_delay(self._settings.pull_jitter_s, _rng()))
         with self._changing:
             return updater.pull(models)
 
@@ -150,19 +148,27 @@ class Deliveries:
         return fallback if fallback in installed and fallback != name else None
 
     def rollback(self, model: str, version: str | None) -> str:
+        from kensho.delivery.retention import rollback
+
         with self._changing:
             return rollback(self.store, model, version, clock=self._clock, emit=self._emit)
 
     def gc(self) -> int:
+        from kensho.delivery.retention import gc
+
         with self._changing:
             return gc(self.store, clock=self._clock)
 
     def pin(self, model: str, version: str | None) -> None:
+        from kensho.delivery.retention import pin
+
         with self._changing:
             pin(self.store, model, version)
 
     def status(self) -> Status:
         """What is there and what was recorded. Leaves no trace; hashes only a file that was touched since its check."""
+        from kensho.app.describe import describe_models, describe_updates
+
         if not self.has_store():
             return Status("storage-missing", f"There is no store in {self._settings.store}.")
         store, now = self.store, self._clock.wall_s()
@@ -185,6 +191,8 @@ class Deliveries:
         if not self.has_store():
             return min(SCRUB_RETRY_S, self._settings.scrub_period_s / 100)
         if self._scrubber is None:
+            from kensho.delivery.scrub import Scrubber
+
             self._scrubber = Scrubber(
                 self.store, clock=self._clock, emit=self._emit, period_s=self._settings.scrub_period_s
             )
@@ -263,7 +271,7 @@ class Deliveries:
             client_version=self._client_version,
             emit=self._emit,
             clock=self._clock,
-            rng=random.random,
+            rng=_rng(),
             connections=self._settings.connections,
         )
 
@@ -283,7 +291,7 @@ class Deliveries:
             sources,
             emit=self._emit,
             clock=self._clock,
-            rng=random.random,
+            rng=_rng(),
             connections=self._settings.connections,
             reason=reason,
         )
@@ -303,8 +311,18 @@ def read_root(path: Path) -> bytes:
     return data
 
 
+def _rng() -> "Rng":
+    """The machine's randomness, for jitter."""
+    import random
+
+    return random.random
+
+
 def _is_this_machine(url: str) -> bool:
     """A proxy is never asked for an address of this machine."""
+    from ipaddress import ip_address
+    from urllib.parse import urlsplit
+
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

@@ -5,9 +5,6 @@ Nothing is decided here. What `start` returns is running processes; give it back
 
 import asyncio
 import os
-import random
-import secrets
-import tempfile
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -114,7 +111,7 @@ class ModelOpener:
                 canary=canary,
                 settings=self._scheduler_settings(),
                 clock=self._clock,
-                rng=random.random,
+                rng=_rng,
                 emit=self._emit,
             )
             await scheduler.__aenter__()
@@ -177,7 +174,7 @@ def _make_loader(settings: Settings, threads: int, *, clock: Clock, emit: Emit) 
     return ModelLoader(
         cache=make_cache(settings, emit=emit),
         compiler=Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=emit),
-        scratch=Path(tempfile.gettempdir()),
+        scratch=Path(settings.child_env.get("TMPDIR") or "/tmp"),  # noqa: S108 - its folders are private
         token=_token,
         machine=read_machine(),
         clock=clock,
@@ -193,7 +190,13 @@ def make_cache(settings: Settings, *, emit: Emit) -> GraphCache:
 
 
 def _token() -> str:
-    return secrets.token_hex(4)
+    return os.urandom(4).hex()
+
+
+def _rng() -> float:
+    import random  # when a circuit first waits, which is not on the way to an answer
+
+    return random.random()  # noqa: S311 - jitter
 
 
 def _tier_of(graph: LoadedGraph, engine: str) -> Tier:
