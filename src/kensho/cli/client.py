@@ -5,13 +5,14 @@
         ...                                      # no daemon, or not for it: the command runs in this process
 
 The daemon runs the very same command with models that are warm already and sends back what it says, so the output is
-the same with and without one. This module imports `sys` and two built-in modules, `_socket` and `posix`: it is what
-lies between the start of the interpreter and the first token. What goes over the wire: `server.control_frames`.
+the same with and without one. This module imports `sys` and built-in modules only (`_signal`, `_socket`, `posix`): it
+lies between the start of the interpreter and the first token. The wire's format: `server.control_frames`.
 
 Rules: (1) a daemon is never required: whatever goes wrong before it has said anything ends in None; (2) only a daemon
 of the same user, or of root's, is believed; (3) Ctrl-C stops the command, a second one the client.
 """
 
+import _signal  # type: ignore[import-not-found]  # `signal` would import enum: 1 ms
 import _socket
 import posix
 import sys
@@ -77,29 +78,41 @@ class _Talk:
         self._is_json = is_json
         self._received = bytearray()
         self._has_spoken = False
+        self._is_asked = False
         self._is_cancelled = False
 
     def run(self, request: bytes) -> int | None:
+        # A handler that does not raise: KeyboardInterrupt between two bytecodes could lose what was just received.
+        handles = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
+        if handles:
+            _signal.signal(_signal.SIGINT, self._interrupt)
         try:
             self._connection.settimeout(ACCEPT_S)
             self._connection.sendall(frame(REQUEST, request))
-            if self._next()[0] != ACCEPTED:
-                return None
-            self._connection.settimeout(None)
+            self._is_asked = True
+            if self._is_cancelled:
+                self._connection.sendall(frame(CANCEL))
             return self._relay()
         except (OSError, ValueError):
             return self._lost()
+        finally:
+            if handles:
+                _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
-    def _relay(self) -> int:
+    def _interrupt(self, signal: int, at: object) -> None:
+        """Ctrl-C: the command is stopped by the daemon, which says so. A second one does not wait for that."""
+        if self._is_cancelled:
+            raise KeyboardInterrupt
+        self._is_cancelled = True
+        if self._is_asked:
+            self._connection.sendall(frame(CANCEL))
+
+    def _relay(self) -> int | None:
+        if self._next()[0] != ACCEPTED:
+            return None
+        self._connection.settimeout(None)
         while True:
-            try:
-                kind, payload = self._next()
-            except KeyboardInterrupt:
-                if self._is_cancelled:
-                    raise
-                self._is_cancelled = True
-                self._connection.sendall(frame(CANCEL))
-                continue
+            kind, payload = self._next()
             if kind == EXIT and len(payload) == 1:
                 return payload[0]
             if kind not in (OUT, ERR):
@@ -109,7 +122,6 @@ class _Talk:
                 return FAILURE
 
     def _next(self) -> tuple[bytes, bytes]:
-        """The next frame. What has come of it stays, when a signal interrupts."""
         received = self._received
         while True:
             if len(received) >= HEADER_BYTES:
