@@ -138,15 +138,20 @@ class Host:
         return frames.Done(request.request, reason)
 
 
-def main() -> None:
-    die_with_parent(int(sys.argv[1]))
+def serve(socket_fd: int, *, allow_faults: bool) -> None:
+    """Be the host behind this socket until it closes."""
     forbid_network()
-    with socket.socket(fileno=int(sys.argv[2])) as sock:
-        host = Host(Channel(sock), allow_faults="allow-faults" in sys.argv[3:], clock=SystemClock())
+    with socket.socket(fileno=socket_fd) as sock:
+        host = Host(Channel(sock), allow_faults=allow_faults, clock=SystemClock())
         try:
             host.serve()
         except ParentGoneError:
             return
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))
+    serve(int(sys.argv[2]), allow_faults="allow-faults" in sys.argv[3:])
 
 
 if __name__ == "__main__":

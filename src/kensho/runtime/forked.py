@@ -1,0 +1,53 @@
+"""What a child does after a fork to be an engine host and nothing else. Imports little before it is safe to fail.
+
+The copy of the parent that it begins as must not leak into it: descriptors, environment, terminal and exit handlers are
+dropped. Its errors go to the stderr pipe as those of a spawned host do, and its exit code is what Python's would be.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import NoReturn
+
+
+def become_host(
+    socket_fd: int, stderr_fd: int, *, parent_pid: int, env: Mapping[str, str], allow_faults: bool
+) -> NoReturn:
+    """Serve `socket_fd` until it closes, in the freshly forked child of `parent_pid`. Never returns, never raises."""
+    code = 1
+    try:
+        os.dup2(stderr_fd, 2)
+        from kensho.runtime.parent_death import die_with_parent
+
+        die_with_parent(parent_pid)
+        _shed(keep=(socket_fd,))
+        os.environ.clear()
+        os.environ.update({**env, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"})
+        from kensho.runtime.host_main import serve
+
+        serve(socket_fd, allow_faults=allow_faults)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        _report()
+    finally:
+        os._exit(code)
+
+
+def _shed(keep: tuple[int, ...]) -> None:
+    """A session of its own; nothing to read; no descriptor but those it needs."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    start = 3
+    for descriptor in sorted(keep):
+        os.closerange(start, descriptor)
+        start = descriptor + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
+
+
+def _report() -> None:
+    import traceback
+
+    os.write(2, traceback.format_exc().encode("utf-8", "replace"))
