@@ -261,3 +261,21 @@ def test_a_length_in_the_file_never_cuts_a_prompt(tmp_path: Path) -> None:
     tokenizer.enable_padding(length=90)
     codec = TextCodec.load(save(tokenizer, tmp_path))
     assert len(codec.prompt_ids("abcdefgh")) == 8
+
+
+def test_a_conversation_is_put_into_the_models_own_form(tmp_path: Path) -> None:
+    codec = chat(tmp_path, chat_template=TEMPLATE)
+    messages = [("user", "hi"), ("assistant", "the"), ("user", "again")]
+    expected = "<bos><turn>user\nhi<turn>assistant\nthe<turn>user\nagain<turn>model\n"
+    ids = codec.chat_ids([{"role": role, "content": content} for role, content in messages])
+    assert ids == TOKENIZERS["gemma"].encode(expected, add_special_tokens=False).ids
+    assert codec.chat_ids([{"role": "user", "content": "hi"}]) == codec.prompt_ids("hi")
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('roles must alternate') }}", "{{ messages[0].no.no }}"])
+def test_a_conversation_that_the_template_does_not_take_is_the_callers_error(
+    template: str | None, tmp_path: Path
+) -> None:
+    two = [{"role": "user", "content": "hi"}, {"role": "user", "content": "hi"}]
+    with pytest.raises(ConfigError, match="template"):
+        chat(tmp_path, chat_template=template).chat_ids(two)

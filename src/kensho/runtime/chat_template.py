@@ -1,12 +1,12 @@
-"""Put one question into the form that a model was trained on, by the template that came with it.
+"""Put a question or a conversation into the form that a model was trained on, by the template that came with it.
 
 Templates are programs of the publisher's (Jinja, as Hugging Face writes them), run in Jinja's immutable sandbox with
 nothing but the messages: no files, no imports, no attributes that begin with `_`, at most 1 MiB of text out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from kensho.base.errors import ModelError
+from kensho.base.errors import ConfigError, ModelError
 
 MAX_TEMPLATE_CHARS = 256 * 1024
 MAX_OUTPUT_CHARS = 1024 * 1024
@@ -19,6 +19,23 @@ def render_question(template: str, question: str, tokens: Mapping[str, str]) -> 
     spells out are not removed. Raises ModelError for a template that fails or writes without end. The first call
     imports jinja2 (about 30 ms).
     """
+    return _render(template, [{"role": "user", "content": question}], tokens)
+
+
+def render_messages(template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]) -> str:
+    """The prompt text for a conversation: messages with `role` and `content`, the last one to be answered.
+
+    Raises ConfigError where the template fails: many take the roles in one order only, or know no `system`.
+    """
+    try:
+        return _render(template, list(messages), tokens)
+    except ModelError as error:
+        raise ConfigError(
+            f"the messages do not fit the model: {error.message}", advice="check their roles and their order"
+        ) from error
+
+
+def _render(template: str, messages: list[Mapping[str, str]], tokens: Mapping[str, str]) -> str:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -33,7 +50,6 @@ def render_question(template: str, question: str, tokens: Mapping[str, str]) -> 
         raise TemplateError(str(message))
 
     environment.globals["raise_exception"] = raise_exception
-    messages = [{"role": "user", "content": question}]
     parts, length = [], 0
     try:
         compiled = environment.from_string(template)

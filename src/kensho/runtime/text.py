@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kensho.base.errors import ConfigError, ModelError
-from kensho.runtime.chat_template import MAX_TEMPLATE_CHARS, render_question
+from kensho.runtime.chat_template import MAX_TEMPLATE_CHARS, render_messages, render_question
 from kensho.runtime.detokenizer import Detokenizer, Kept, style_of
 from kensho.runtime.frames import MAX_STOP_IDS
 
@@ -80,12 +80,7 @@ class TextCodec:
         A model without a chat template takes every prompt as it is. Raises ConfigError (no text, too long) and
         ModelError (its template fails).
         """
-        if len(prompt) > MAX_PROMPT_CHARS:
-            raise ConfigError(f"prompt of {len(prompt)} characters", advice=f"give {MAX_PROMPT_CHARS} at most")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise ConfigError("the prompt is not valid text", advice="give it in UTF-8") from error
+        _check_text(prompt)
         if self._template is not None and not is_raw:
             text = render_question(self._template, prompt, self._tokens)
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -93,6 +88,20 @@ class TextCodec:
         if self._adds_bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids.insert(0, self._bos_id)
         return ids
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids to prefill for a conversation: messages with `role` and `content`, oldest first.
+
+        One user's message is a question. Raises ConfigError for messages that the model's template does not take, and
+        for several where there is no template.
+        """
+        if [message["role"] for message in messages] == ["user"]:
+            return self.prompt_ids(messages[0]["content"])
+        if self._template is None:
+            raise ConfigError("the model has no chat template", advice="give one message of the user's")
+        _check_text("".join(message["role"] + message["content"] for message in messages))
+        text = render_messages(self._template, messages, self._tokens)
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, special tokens left out."""
@@ -107,6 +116,16 @@ class TextCodec:
         if text is None or text in self._special:
             return "nothing"
         return "byte" if len(text) == 6 and text.startswith("<0x") and text.endswith(">") else "text"
+
+
+def _check_text(text: str) -> None:
+    """ConfigError for what is too long, or is no text."""
+    if len(text) > MAX_PROMPT_CHARS:
+        raise ConfigError(f"prompt of {len(text)} characters", advice=f"give {MAX_PROMPT_CHARS} at most")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError("the prompt is not valid text", advice="give it in UTF-8") from error
 
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
