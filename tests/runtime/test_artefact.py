@@ -9,12 +9,14 @@ import pytest
 
 from kensho.base.errors import ModelError, NotEnoughSpace, StorageError
 from kensho.runtime.artefact import WeightsFile, count_blocks, storage_errors, write_file
-from kensho.runtime.header import BLOCK_BYTES, hash_section
+from kensho.runtime.graph_hashing import hash_section
+from kensho.runtime.header import BLOCK_BYTES
 from kensho.runtime.weights_layout import Layout, Matrix, Place
 
 LAYOUT = Layout(
     {"w": Matrix("w", ("w",), (3,), 5)},
     {"w": Place("w", 0, 15), "w.sums": Place("w.sums", 4096, BLOCK_BYTES + 4)},
+    frozenset({"w"}),
 )
 
 
@@ -35,7 +37,8 @@ def test_matrices_and_constants_land_in_their_places_and_the_hashes_cover_the_pa
     assert sum(blocks) == count_blocks(LAYOUT) == 3
     for section in sections:
         part = memoryview(data)[section.offset : section.offset + section.size_bytes]
-        assert section == hash_section(section.name, "weights.bin", section.offset, part)
+        role = "table" if section.name == "w" else "weights"
+        assert section == hash_section(section.name, "weights.bin", section.offset, part, role)
 
 
 def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

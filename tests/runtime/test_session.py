@@ -17,7 +17,8 @@ from kensho.base.clock import SystemClock
 from kensho.base.errors import ConfigError, EngineError, WrongNumbers
 from kensho.base.structs import as_dict, replace
 from kensho.runtime.form_choice import Speed
-from kensho.runtime.header import GRAPH_SECTION, MIXED_SECTION, GraphHeader, KeyFields, read_header, verify_graph
+from kensho.runtime.graph_hashing import verify_graph
+from kensho.runtime.header import GRAPH_SECTION, MIXED_SECTION, GraphHeader, KeyFields, read_header
 from kensho.runtime.safetensors import read_tensors
 from kensho.runtime.self_test import check_session, relative_error
 from kensho.runtime.session import Session, Tier

@@ -15,7 +15,8 @@ from kensho.base.errors import CompileFailed, Damaged, ModelError
 from kensho.base.structs import replace
 from kensho.runtime import form_choice, self_test, stages
 from kensho.runtime.form_choice import Speed
-from kensho.runtime.header import FormSpeed, GraphHeader, KeyFields, read_header, verify_graph
+from kensho.runtime.graph_hashing import verify_graph
+from kensho.runtime.header import FormSpeed, GraphHeader, KeyFields, read_header
 from kensho.runtime.safetensors import read_tensors
 from kensho.runtime.session import Session
 from kensho.runtime.stages import STAGES, build_raw, compile_model

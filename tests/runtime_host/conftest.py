@@ -16,7 +16,8 @@ from kensho.base.structs import replace
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.compiler import Compiler
 from kensho.runtime.graph_cache import GraphCache, Hit
-from kensho.runtime.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key, hash_section
+from kensho.runtime.graph_hashing import hash_section
+from kensho.runtime.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.machine import read_machine
 
@@ -61,7 +62,7 @@ def write_graph(folder: Path, content: str, *, size_bytes: int = 5000, key: KeyF
         vocab_size=8,
         kv_bytes_per_position=8,
         sections=(
-            hash_section("graph", "graph.onnx", 0, memoryview(graph)),
+            hash_section("graph", "graph.onnx", 0, memoryview(graph), "graph"),
             hash_section("weights", "weights.bin", 0, memoryview(weights)),
         ),
         self_test=SelfTestVector((1,), (2,), (3,), 4),

@@ -12,7 +12,8 @@ from kensho.base.ids import digest_of
 from kensho.base.structs import replace
 from kensho.runtime.compile_job import CompileJob, dump_job, parse_job
 from kensho.runtime.compiler import Compiler
-from kensho.runtime.header import KeyFields, read_header, verify_graph
+from kensho.runtime.graph_hashing import verify_graph
+from kensho.runtime.header import KeyFields, read_header
 from kensho.runtime.machine import read_machine
 from kensho.runtime.stages import STAGES
 

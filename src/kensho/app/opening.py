@@ -21,7 +21,7 @@ from kensho.runtime.compiler import Compiler
 from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache
 from kensho.runtime.graph_identity import stated_kv_bytes
-from kensho.runtime.header import read_header
+from kensho.runtime.header import TABLE_SECTION, read_header
 from kensho.runtime.host import EngineHost
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.loader import ModelLoader
@@ -31,10 +31,6 @@ from kensho.settings import Settings
 
 MAX_THREADS = 4
 """Of one engine host, unless the settings say otherwise: decoding is bound by memory, more threads only compete."""
-
-
-_HEADS = ("lm_head.weight", "model.embed_tokens.weight")
-"""Sections of a graph that the mixed tier reads in place: the head, which may be the embedding too."""
 
 
 class ServedModel(Struct):
@@ -87,8 +83,8 @@ class ModelOpener:
         if graph.tier == "raw":
             return ModelSizes(0, stated_kv_bytes(graph.model_folder) * context, hosts)
         header = read_header(graph.graph_folder)
-        head_bytes = sum(section.size_bytes for section in header.sections if section.name in _HEADS)
-        return ModelSizes(header.size_bytes, header.kv_bytes_per_position * context, hosts, head_bytes)
+        tables = header.bytes_of(TABLE_SECTION)
+        return ModelSizes(header.size_bytes, header.kv_bytes_per_position * context, hosts, tables)
 
     async def start(
         self, installed: InstalledModel, graph: LoadedGraph, sizes: ModelSizes, codec: TextCodec | None

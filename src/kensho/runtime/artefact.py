@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kensho.base.errors import KenshoError, NotEnoughSpace, StorageError
+from kensho.runtime.graph_hashing import hash_section
 from kensho.runtime.graph_int8 import Constant
 from kensho.runtime.header import (
     BLOCK_BYTES,
     GRAPH_FILE,
     GRAPH_SECTION,
     MIXED_SECTION,
+    TABLE_SECTION,
     WEIGHTS_FILE,
     Section,
-    hash_section,
 )
 from kensho.runtime.weights_layout import Layout, Matrix, Place
 
@@ -74,7 +75,8 @@ class WeightsFile:
 
     def _hash(self, place: Place) -> Section:
         with memoryview(self._map) as data, data[place.offset : place.end] as part:
-            return hash_section(place.name, WEIGHTS_FILE, place.offset, part)
+            role = TABLE_SECTION if place.name in self._layout.tables else "weights"
+            return hash_section(place.name, WEIGHTS_FILE, place.offset, part, role)
 
     def flush(self) -> None:
         self._map.flush()
@@ -89,8 +91,8 @@ def count_blocks(layout: Layout) -> int:
 def graph_sections(graph: bytes, mixed: bytes) -> tuple[Section, Section]:
     """Those of graph.onnx, which is the two one after the other."""
     return (
-        hash_section(GRAPH_SECTION, GRAPH_FILE, 0, memoryview(graph)),
-        hash_section(MIXED_SECTION, GRAPH_FILE, len(graph), memoryview(mixed)),
+        hash_section("graph", GRAPH_FILE, 0, memoryview(graph), GRAPH_SECTION),
+        hash_section("mixed", GRAPH_FILE, len(graph), memoryview(mixed), MIXED_SECTION),
     )
 
 

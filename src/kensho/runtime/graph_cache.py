@@ -24,6 +24,7 @@ from kensho.base.events import Emit, GraphDropped
 from kensho.base.ids import GraphKey
 from kensho.base.structs import Struct
 from kensho.runtime.compile_failures import CompileFailures, add_failure, read_failures, write_failures
+from kensho.runtime.graph_hashing import verify_graph
 from kensho.runtime.graph_kin import find_replaced
 from kensho.runtime.graph_record import (
     MAX_RECORD_BYTES,
@@ -45,7 +46,6 @@ from kensho.runtime.header import (
     KeyFields,
     graph_key,
     read_header,
-    verify_graph,
 )
 from kensho.runtime.pins import FileLock, Pin, claim_unpinned, is_pinned, pin_graph
 from kensho.runtime.plain_file import read_plain

@@ -28,8 +28,9 @@ from kensho.base.ids import GraphKey
 from kensho.base.structs import Struct, replace
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.graph_cache import GraphCache, Hit, Miss
+from kensho.runtime.graph_hashing import verify_graph
 from kensho.runtime.graph_kin import find_kin
-from kensho.runtime.header import graph_key, read_header, verify_graph
+from kensho.runtime.header import graph_key, read_header
 from kensho.runtime.loaded_graph import Origin
 from kensho.runtime.pins import FileLock
 from kensho.runtime.temp_folder import TempFolder, Token, sweep

@@ -6,33 +6,39 @@ never parses. No engine checks its own cache in this way: one flipped bit in Ope
 external data is loaded and answers something else, which is why Kensho has this file.
 
 Rules: (1) nothing is believed before the SHA-256 fits; (2) a newer major format is refused and left alone, a newer
-minor one may carry fields that are ignored; (3) every size is bounded; (4) the sections of a file tile it, so that
-`verify_graph` covers padding too. The standard library only: this is read on the start path.
+minor one may carry fields that are ignored, an older one is read through `header_migrations`; (3) every size is
+bounded; (4) the sections of a file tile it, so that `graph_hashing` covers padding too. The standard library only: this
+is read on the start path.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Literal, get_args
 
 from kensho.base.errors import Damaged, KenshoError, TrustError
 from kensho.base.ids import Digest, GraphKey, digest_of, parse_digest
 from kensho.base.structs import Struct, as_dict
+from kensho.runtime.header_migrations import MIGRATIONS, migrate
+from kensho.runtime.strict_fields import Fields, check_integer
 
-FORMAT = (1, 1)
-"""(major, minor) written by this version. Minor 1 added `speeds` and the section `mixed` of graph.onnx."""
+FORMAT = (2, 0)
+"""(major, minor) written by this version. 1.0 was the first; 1.1 added `speeds` and the section `mixed`; 2.0 says what
+a section is for in its `role`."""
 HEADER_FILE = "header.json"
 GRAPH_FILE = "graph.onnx"
 WEIGHTS_FILE = "weights.bin"
-GRAPH_SECTION, MIXED_SECTION = "graph", "mixed"
-"""graph.onnx is the graph, followed by what makes it one for the mixed tier (`graph_ops.extra_input`)."""
+Role = Literal["graph", "mixed", "table", "weights"]
+"""graph.onnx is the graph, followed by what makes it one for the mixed tier (`graph_ops.extra_input`). A table of
+weights.bin is the embedding or the head, which the mixed tier reads in place; weights: everything else."""
+GRAPH_SECTION: Role = "graph"
+MIXED_SECTION: Role = "mixed"
+TABLE_SECTION: Role = "table"
 BLOCK_BYTES = 4 * 1024 * 1024
 """What one SHA-256 of a section covers; also the piece in which files are read for hashing."""
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 """Guess: room for 60 000 blocks (240 GB of weights)."""
-_MAX_TEXT = 256
-_MAX_LIST = 65536
 
 COMPILER = 2
 """Rises when the compiler writes other bytes or other mathematics for the same input: old entries then miss."""
@@ -70,6 +76,8 @@ class Section(Struct):
     """A run of bytes of one file with the SHA-256 of each 4 MiB block of it (the last one may be shorter)."""
 
     name: str
+    """The tensor's, for people; the first one's of several."""
+    role: Role
     file: str
     offset: int
     size_bytes: int
@@ -114,7 +122,7 @@ class GraphHeader(Struct):
     created: str
     compile_ms: int
     speeds: tuple[FormSpeed, ...] = ()
-    """The correct forms that were measured, the chosen one among them; empty in a header of minor version 0."""
+    """The correct forms that were measured, the chosen one among them; empty where a header 1.0 did not say."""
     format: tuple[int, int] = FORMAT
 
     @property
@@ -122,8 +130,12 @@ class GraphHeader(Struct):
         """Bytes of the files that the sections describe (the header itself not counted)."""
         return sum(section.size_bytes for section in self.sections)
 
-    def section(self, name: str) -> Section | None:
-        return next((section for section in self.sections if section.name == name), None)
+    def section(self, role: Role) -> Section | None:
+        """The first section of this role."""
+        return next((section for section in self.sections if section.role == role), None)
+
+    def bytes_of(self, role: Role) -> int:
+        return sum(section.size_bytes for section in self.sections if section.role == role)
 
 
 def graph_key(fields: KeyFields) -> GraphKey:
@@ -168,7 +180,7 @@ def parse_header(data: bytes) -> GraphHeader:
         raise _refuse(f"graph header of more than {MAX_HEADER_BYTES} bytes", "damaged")
     try:
         document = json.loads(data, parse_float=_no_float, parse_constant=_no_float)
-        outer = _Fields(document, ("body", "sha256"))
+        outer = Fields(document, ("body", "sha256"))
         body = outer.value("body")
         # Comparing with the canonical form also refuses double keys, spaces and anything after the document.
         if _canonical(document) != data or hashlib.sha256(_canonical(body)).hexdigest() != outer.text("sha256"):
@@ -178,117 +190,27 @@ def parse_header(data: bytes) -> GraphHeader:
         raise _refuse(f"graph header is damaged: {error}", "damaged") from error
 
 
-def verify_graph(folder: Path, header: GraphHeader, progress: Callable[[int], None] | None = None) -> None:
-    """Hash every byte of the entry's files (about 0.5 ms per MiB) against the header.
-
-    `progress` is called with the size of each block found right. Raises Damaged naming file and block: drop the
-    entry and compile again. Reads in blocks of 4 MiB; the GIL is released while hashing.
-    """
-    for name in sorted({section.file for section in header.sections}):
-        sections = sorted((s for s in header.sections if s.file == name), key=lambda s: s.offset)
-        try:
-            with (folder / name).open("rb", buffering=0) as file:
-                for section in sections:
-                    _verify_section(file.read, section, progress)
-                if file.read(1):
-                    raise _refuse(f"{name} of the compiled graph is longer than its header says", "damaged", file=name)
-        except OSError as error:
-            raise _refuse(f"{name} of the compiled graph: {error.strerror}", "unreadable", file=name) from error
-
-
-def hash_section(name: str, file: str, offset: int, data: memoryview) -> Section:
-    """The section of a file's bytes `data`, which begin at `offset`."""
-    blocks = tuple(digest_of(data[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES))
-    return Section(name, file, offset, len(data), blocks)
-
-
-def _verify_section(
-    read: Callable[[int], bytes | None], section: Section, progress: Callable[[int], None] | None
-) -> None:
-    for index, expected in enumerate(section.blocks):
-        wanted = min(BLOCK_BYTES, section.size_bytes - index * BLOCK_BYTES)
-        data = bytearray()
-        while len(data) < wanted and (piece := read(wanted - len(data))):
-            data += piece
-        if digest_of(memoryview(data)) != expected:
-            raise _refuse(
-                f"{section.file} of the compiled graph is damaged (section {section.name}, block {index})",
-                "damaged",
-                file=section.file,
-                section=section.name,
-                block=index,
-            )
-        if progress:
-            progress(wanted)
-
-
-class _Fields:
-    """A JSON object with exactly the named fields (more of them when a later minor version wrote it)."""
-
-    def __init__(self, document: object, names: tuple[str, ...], *, may_have_more: bool = False) -> None:
-        if not isinstance(document, dict):
-            raise TypeError("an object is missing")
-        self._fields = cast("dict[str, object]", document)
-        if missing := set(names) - set(self._fields):
-            raise ValueError(f"fields are missing: {', '.join(sorted(missing))}")
-        if not may_have_more and (extra := set(self._fields) - set(names)):
-            raise ValueError(f"unknown fields: {', '.join(sorted(extra))[:_MAX_TEXT]}")
-
-    def value(self, name: str) -> object:
-        return self._fields[name]
-
-    def text(self, name: str) -> str:
-        value = self._fields[name]
-        if not isinstance(value, str) or len(value) > _MAX_TEXT:
-            raise TypeError(f"{name} is not a short text")
-        return value
-
-    def digest(self, name: str) -> Digest:
-        return parse_digest(self._fields[name])
-
-    def integer(self, name: str) -> int:
-        return _integer(self._fields[name], name)
-
-    def items(self, name: str) -> list[object]:
-        value = self._fields[name]
-        if not isinstance(value, list) or len(value) > _MAX_LIST:
-            raise TypeError(f"{name} is not a bounded list")
-        return value
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        return tuple(_integer(item, name, low=-(2**53)) for item in self.items(name))
-
-
-def _integer(value: object, name: str, low: int = 0) -> int:
-    if type(value) is not int or not low <= value <= 2**53:
-        raise ValueError(f"{name} is not an integer in range")
-    return value
-
-
 _KEY_FIELDS = tuple(KeyFields.__struct_fields__)
 _BODY_FIELDS = tuple(GraphHeader.__struct_fields__)
-_FIELD_SINCE = {"speeds": (1, 1)}
 
 
 def _parse_body(document: object) -> GraphHeader:
     if not isinstance(document, dict):
         raise TypeError("the body is missing")
-    version = document.get("format")
-    if not isinstance(version, list) or len(version) != 2:
-        raise ValueError("the format version is missing")
-    major, minor = _integer(version[0], "format"), _integer(version[1], "format")
-    if major != FORMAT[0]:
+    major, minor = _parse_format(document.get("format"))
+    if major > FORMAT[0] or any(number not in MIGRATIONS for number in range(major, FORMAT[0])):
         reason = "format_newer" if major > FORMAT[0] else "format_older"
         raise _refuse(f"compiled graph has format {major}.{minor}, this Kensho reads {FORMAT[0]}", reason)
-    may_have_more = minor > FORMAT[1]
-    names = tuple(name for name in _BODY_FIELDS if (major, minor) >= _FIELD_SINCE.get(name, (1, 0)))
-    body = _Fields(document, names, may_have_more=may_have_more)
+    document = migrate(document, major, FORMAT[0])
+    found = _parse_format(document["format"])
+    may_have_more = found[1] > FORMAT[1]
+    body = Fields(document, _BODY_FIELDS, may_have_more=may_have_more)
     return GraphHeader(
-        format=(major, minor),
+        format=found,
         model=body.text("model"),
         version=body.text("version"),
         schema=body.digest("schema"),
-        key=_parse_key(_Fields(body.value("key"), _KEY_FIELDS, may_have_more=may_have_more)),
+        key=_parse_key(Fields(body.value("key"), _KEY_FIELDS, may_have_more=may_have_more)),
         form=body.text("form"),
         vocab_size=body.integer("vocab_size"),
         kv_bytes_per_position=body.integer("kv_bytes_per_position"),
@@ -296,12 +218,18 @@ def _parse_body(document: object) -> GraphHeader:
         self_test=_parse_self_test(body.value("self_test"), may_have_more),
         created=body.text("created"),
         compile_ms=body.integer("compile_ms"),
-        speeds=tuple(_parse_speed(item, may_have_more) for item in body.items("speeds")) if "speeds" in names else (),
+        speeds=tuple(_parse_speed(item, may_have_more) for item in body.items("speeds")),
     )
 
 
-def _parse_key(fields: _Fields) -> KeyFields:
-    features = [_Fields({"feature": item}, ("feature",)).text("feature") for item in fields.items("cpu_features")]
+def _parse_format(version: object) -> tuple[int, int]:
+    if not isinstance(version, list) or len(version) != 2:
+        raise ValueError("the format version is missing")
+    return check_integer(version[0], "format"), check_integer(version[1], "format")
+
+
+def _parse_key(fields: Fields) -> KeyFields:
+    features = [Fields({"feature": item}, ("feature",)).text("feature") for item in fields.items("cpu_features")]
     return KeyFields(
         weights_digest=fields.digest("weights_digest"),
         config_digest=fields.digest("config_digest"),
@@ -319,9 +247,10 @@ def _parse_key(fields: _Fields) -> KeyFields:
 
 
 def _parse_section(document: object, may_have_more: bool) -> Section:
-    fields = _Fields(document, tuple(Section.__struct_fields__), may_have_more=may_have_more)
+    fields = Fields(document, tuple(Section.__struct_fields__), may_have_more=may_have_more)
     section = Section(
         name=fields.text("name"),
+        role=_parse_role(fields.text("role")),
         file=fields.text("file"),
         offset=fields.integer("offset"),
         size_bytes=fields.integer("size_bytes"),
@@ -334,8 +263,16 @@ def _parse_section(document: object, may_have_more: bool) -> Section:
     return section
 
 
+def _parse_role(text: str) -> Role:
+    for role in get_args(Role):
+        if role == text:
+            known: Role = role
+            return known
+    raise ValueError(f"a section for {text[:20]!r}")
+
+
 def _parse_speed(document: object, may_have_more: bool) -> FormSpeed:
-    fields = _Fields(document, tuple(FormSpeed.__struct_fields__), may_have_more=may_have_more)
+    fields = Fields(document, tuple(FormSpeed.__struct_fields__), may_have_more=may_have_more)
     return FormSpeed(fields.text("form"), fields.integer("decode_us"))
 
 
@@ -351,7 +288,7 @@ def _check_tiling(sections: tuple[Section, ...]) -> tuple[Section, ...]:
 
 
 def _parse_self_test(document: object, may_have_more: bool) -> SelfTestVector:
-    fields = _Fields(document, tuple(SelfTestVector.__struct_fields__), may_have_more=may_have_more)
+    fields = Fields(document, tuple(SelfTestVector.__struct_fields__), may_have_more=may_have_more)
     vector = SelfTestVector(
         prompt_ids=fields.integers("prompt_ids"),
         expected_ids=fields.integers("expected_ids"),

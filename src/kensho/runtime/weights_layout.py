@@ -45,6 +45,8 @@ class Layout(Struct):
     matrices: dict[str, Matrix]
     places: dict[str, Place]
     """By the name of the constant; a constant without place is inline in the graph."""
+    tables: frozenset[str]
+    """Names of the places of the embedding and the head, which may be one."""
 
     @property
     def size_bytes(self) -> int:
@@ -55,6 +57,7 @@ def plan_layout(model: Model, ops: Iterable[Op], ropes: dict[str, int]) -> Layou
     """The layout for fused operations and rope tables (name -> bytes)."""
     matrices: dict[str, Matrix] = {}
     places: dict[str, Place] = {}
+    tables = set()
     end = 0
 
     def put(name: str, size_bytes: int) -> None:
@@ -68,6 +71,8 @@ def plan_layout(model: Model, ops: Iterable[Op], ropes: dict[str, int]) -> Layou
             shapes = [model.tensors[source].shape for source in sources]
             matrix = Matrix(sources[0], sources, tuple(rows for rows, _ in shapes), shapes[0][1])
             matrices[matrix.name] = matrix
+            if not isinstance(op, Linear):
+                tables.add(matrix.name)
             put(matrix.name, matrix.rows * matrix.columns)
             if 4 * matrix.rows >= INLINE_BYTES:
                 put(f"{matrix.name}.scales", 4 * matrix.rows)
@@ -75,4 +80,4 @@ def plan_layout(model: Model, ops: Iterable[Op], ropes: dict[str, int]) -> Layou
     for name, size_bytes in ropes.items():
         if size_bytes >= INLINE_BYTES:
             put(name, size_bytes)
-    return Layout(matrices, places)
+    return Layout(matrices, places, frozenset(tables))
