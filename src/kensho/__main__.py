@@ -2,6 +2,6 @@
 
 import sys
 
-from kensho.cli.main import main
+from kensho.cli.entry import main
 
 sys.exit(main())

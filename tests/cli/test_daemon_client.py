@@ -160,7 +160,7 @@ def test_a_path_longer_than_an_address_may_be_works(tmp_path: Path, capsysbinary
 def test_the_store_is_the_one_that_the_command_itself_would_take(
     argv: list[str], environ: dict[str, str], store: str
 ) -> None:
-    assert client._store_of(argv, environ)[1] == store
+    assert client.store_of(argv, environ)[1] == store
 
 
 def test_the_client_imports_nothing_but_built_in_modules() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.cli.main import COMMANDS, main
+from kensho.cli.main import main
+from kensho.cli.usage import COMMANDS
 
 
 def summary_of(text: str) -> dict[str, object]:

@@ -77,7 +77,7 @@ def test_the_transcript_shows_every_step_of_the_story() -> None:
 
 
 def test_every_command_that_is_named_exists() -> None:
-    from kensho.cli.main import COMMANDS
+    from kensho.cli.usage import COMMANDS
 
     named = set(re.findall(r"`kensho ([a-z]+)", README))
     assert named <= set(COMMANDS)

@@ -56,7 +56,7 @@ def try_daemon(argv: "Sequence[str]", environ: "Mapping[str, str]") -> int | Non
     name; `environ` is read for KENSHO_STORE, KENSHO_CONFIG and the names that XDG's default store comes from.
     """
     try:
-        given, store = _store_of(argv, environ)
+        given, store = store_of(argv, environ)
         if not store or sys.stdout is None or sys.stderr is None:
             return None
         connection = _connect(store)
@@ -200,7 +200,7 @@ def _request(argv: "Sequence[str]", given: str, environ: "Mapping[str, str]") ->
     return encode_request(about, list(argv))
 
 
-def _store_of(argv: "Sequence[str]", environ: "Mapping[str, str]") -> tuple[str, str]:
+def store_of(argv: "Sequence[str]", environ: "Mapping[str, str]") -> tuple[str, str]:
     """What `--store` says, and the folder of the store that the command means; no folder: it is no command for a
     daemon, or means settings that only the command itself can read. The rules are those of `cli.main` and `settings`;
     the daemon, which parses the arguments, refuses what was misunderstood here."""

@@ -1,8 +1,8 @@
 """`kensho`: finds the command, gives it settings and a voice, turns what happened into one exit code.
 
-A command is a module of `kensho.cli.commands` with `HELP`, `add_arguments(parser)` and `run(context) -> Result`.
-Only the chosen command's module is imported, so `kensho --help` stays fast. No traceback reaches a user unless
-`--debug` asks for it.
+A command is a line of `usage.COMMANDS` and a module of `kensho.cli.commands` with `add_arguments(parser)` and
+`run(context) -> Result`. Only the chosen command's module is imported. No traceback reaches a user unless `--debug`
+asks for it. The console script comes here by way of `entry`.
 """
 
 import argparse
@@ -19,32 +19,11 @@ from kensho.base.errors import KenshoError, UsageError
 from kensho.base.structs import Struct, field
 from kensho.cli import exits
 from kensho.cli.output import Output
+from kensho.cli.usage import COMMANDS, GLOBAL_OPTIONS, help_text, words_of
 from kensho.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from kensho.app import Kensho
-
-COMMANDS: Mapping[str, str] = {
-    "demo": "the whole story on real parts, in less than a minute",
-    "keygen": "make the publisher's signing keys",
-    "publish": "cut, pack and sign a model folder into a repository",
-    "resign": "renew the signatures of a repository before they expire",
-    "prune": "remove old releases from a repository",
-    "origin": "serve a repository over HTTP, for trials",
-    "init": "make the store and trust a publisher's root",
-    "plan": "what a pull would do, without doing it",
-    "pull": "bring models to their newest version",
-    "status": "how things stand, in one sentence and in detail",
-    "verify": "check the stored bytes; never uses the network",
-    "repair": "mend what verify finds",
-    "rollback": "go back to the previous version, from this disk",
-    "pin": "hold a model at a version, or let it go",
-    "gc": "remove what nothing needs",
-    "run": "one answer from a model, streamed",
-    "warm": "compile and load models ahead, so that no user waits",
-    "graphs": "the cache of compiled graphs: list, prune, clear",
-    "doctor": "what is wrong, in words, each with a fix",
-}
 
 
 class Context(Struct):
@@ -110,54 +89,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, ModuleType]:
-    """Global options may stand before or after the command."""
-    name = next((word for word in _words(arguments) if word in COMMANDS), None)
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    _add_global_options(shared)
-    parser = argparse.ArgumentParser(
-        prog="kensho",
-        description="Keeps AI models working on machines that nobody watches.",
-        epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 degraded, 4 damaged, 5 trust refused, 6 no space, "
-        "7 network needed, 8 no daemon, 9 overloaded, 130 interrupted.",
-        parents=[shared],
-    )
-    parser.add_argument("--version", action="version", version=f"kensho {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    module: ModuleType | None = None
-    for command, text in COMMANDS.items():
-        child = commands.add_parser(command, help=text, description=text, parents=[shared])
-        if command == name:
-            module = importlib.import_module(f"kensho.cli.commands.{command}")
-            module.add_arguments(child)
-    args = parser.parse_args(arguments)
-    if module is None:
-        raise UsageError("no command was given", advice="see kensho --help")
-    return args, module
+    """Only the chosen command's parser is made. Global options may stand before or after the command."""
+    at = next(iter(words_of(arguments)), len(arguments))
+    name = arguments[at] if at < len(arguments) else None
+    _say_at_once(arguments[:at])
+    if name not in COMMANDS:
+        reason = f"there is no command {name[:80]!r}" if name else "no command was given"
+        raise UsageError(reason, advice="see kensho --help")
+    text = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"kensho {name}", description=text)
+    module = importlib.import_module(f"kensho.cli.commands.{name}")
+    module.add_arguments(parser)
+    _add_global_options(parser)
+    return parser.parse_args([*arguments[:at], *arguments[at + 1 :]], argparse.Namespace(command=name)), module
 
 
-def _words(arguments: Sequence[str]) -> list[str]:
-    """Arguments without options and without the values of the global options that have one."""
-    words, skip = [], False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in ("--store", "--config"):
-            skip = True
-        elif not argument.startswith("-"):
-            words.append(argument)
-    return words
+def _say_at_once(arguments: list[str]) -> None:
+    """What stands before the command: `kensho --help` and `kensho --version`."""
+    for option, text in (("-h", help_text()), ("--help", help_text()), ("--version", f"kensho {__version__}\n")):
+        if option in arguments:
+            sys.stdout.write(text)
+            raise SystemExit(exits.OK)
 
 
 def _add_global_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("everywhere")
-    group.add_argument(
-        "--store", metavar="DIR", help="folder of the store (else KENSHO_STORE, else the XDG data folder)"
-    )
-    group.add_argument("--json", action="store_true", help="JSON lines on stdout, the last one a summary")
-    group.add_argument("--quiet", action="store_true", help="no notes and no progress")
-    group.add_argument("--no-network", action="store_true", help="never try a connection")
-    group.add_argument("--config", metavar="FILE", help="settings in TOML")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name, value, text in GLOBAL_OPTIONS:
+        if value:
+            group.add_argument(name, metavar=value, help=text)
+        else:
+            group.add_argument(name, action="store_true", help=text)
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, object]:
