@@ -42,7 +42,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
 def test_the_child_answers_as_any_host_and_ends_with_its_socket() -> None:
     text = """
 first = prefork()
-sock_fd, stderr_fd = first.take()
+sock_fd, stderr_fd, _ = first.take()
 assert first.is_taken
 sock = ping(sock_fd)
 sock.close()
@@ -80,7 +80,7 @@ print(sorted(os.readlink(f"/proc/{first.pid}/fd/{n}").split(":")[0] for n in os.
 sock.close()
 os.waitpid(first.pid, 0)
 """
-    assert run(PING + text) == "['/dev/null', '/dev/null', 'pipe', 'socket']\n"
+    assert run(PING + text) == "['/dev/null', '/dev/null', '/memfd', 'pipe', 'socket']\n"
 
 
 def test_the_child_sees_only_chosen_variables(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_child_that_cannot_import_says_why(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('numpy is broken here')")
     text = """
 first = prefork()
-sock_fd, stderr_fd = first.take()
+sock_fd, stderr_fd, _ = first.take()
 print(os.waitstatus_to_exitcode(os.waitpid(first.pid, 0)[1]), os.read(stderr_fd, 9999).decode().splitlines()[-1])
 """
     assert run(text, {"PYTHONPATH": str(tmp_path)}) == "1 ImportError: numpy is broken here\n"

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import subprocess
@@ -75,10 +76,9 @@ def test_a_child_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
     asking.start()
     asking.join()
     assert os.read(read_end, 2) == b"up"
-    with pytest.raises(subprocess.TimeoutExpired):
-        made[0]._popen.wait(0.2)
+    assert made[0].reap(0.2).exit_code is None
     made[0].kill()
-    made[0].reap(5)
+    assert made[0].reap(5).reason == "SIGKILL"
     os.close(read_end)
     os.close(write_end)
 
@@ -130,3 +130,37 @@ def test_starting_works_after_a_fork(tmp_path: Path) -> None:
 
 def test_an_unkillable_process_is_named_and_left() -> None:
     assert Ended(7, None, "").reason == "does not react to SIGKILL"
+
+
+def test_the_end_of_a_child_is_an_event_of_the_loop(tmp_path: Path) -> None:
+    async def wait() -> tuple[Ended | None, Ended | None]:
+        child = spawn("child", pass_fds=(), env=module(tmp_path, "import time\ntime.sleep(60)"))
+        early = await child.ended_within(0.05)
+        asyncio.get_running_loop().call_soon(child.kill)
+        return early, await child.ended_within(10)
+
+    early, ended = asyncio.run(wait())
+    assert early is None
+    assert ended
+    assert ended.reason == "SIGKILL"
+
+
+def test_a_program_that_reaps_every_child_hides_only_how_it_ended(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    try:
+        child = spawn("child", pass_fds=(), env=module(tmp_path, "raise SystemExit(3)"))
+        assert child.reap(10).exit_code == 0
+        child.kill()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_descriptors_of_ended_children_are_closed(tmp_path: Path) -> None:
+    env = module(tmp_path, "")
+    spawn("child", pass_fds=(), env=env).reap(10)
+    before = sorted(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        child = spawn("child", pass_fds=(), env=env)
+        assert child.reap(10).exit_code == 0
+        assert child.ended() == child.reap(1)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 
 def become_host(
-    socket_fd: int, stderr_fd: int, *, parent_pid: int, env: Mapping[str, str], allow_faults: bool
+    socket_fd: int, stderr_fd: int, segment_fd: int, *, parent_pid: int, env: Mapping[str, str], allow_faults: bool
 ) -> NoReturn:
     """Serve `socket_fd` until it closes, in the freshly forked child of `parent_pid`. Never returns, never raises."""
     code = 1
@@ -19,12 +19,12 @@ def become_host(
         from kensho.runtime.parent_death import die_with_parent
 
         die_with_parent(parent_pid)
-        _shed(keep=(socket_fd,))
+        _shed(keep=(socket_fd, segment_fd))
         os.environ.clear()
         os.environ.update({**env, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"})
         from kensho.runtime.host_main import serve
 
-        serve(socket_fd, allow_faults=allow_faults)
+        serve(socket_fd, segment_fd, allow_faults=allow_faults)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

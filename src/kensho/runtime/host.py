@@ -35,6 +35,7 @@ from kensho.runtime.frames import (
     Token,
 )
 from kensho.runtime.host_process import HostGoneError, HostProcess
+from kensho.runtime.host_source import HostSource, SpawnedHosts
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.process import Ended
 
@@ -58,8 +59,12 @@ class EngineHost:
         start_s: Seconds,
         inactivity_s: Seconds,
         allow_faults: bool = False,
+        hosts: HostSource | None = None,
     ) -> None:
-        """`env` is the child's whole environment; `max_context` in tokens, or less where the graph allows less."""
+        """`env` is the child's whole environment; `max_context` in tokens, or less where the graph allows less.
+
+        `hosts` makes the processes; None = each is a new interpreter.
+        """
         self._name = name
         self._graph = graph
         self._clock = clock
@@ -70,6 +75,7 @@ class EngineHost:
         self._start_s = start_s
         self._inactivity_s = inactivity_s
         self._allow_faults = allow_faults
+        self._hosts: HostSource = hosts or SpawnedHosts()
         self._host: HostProcess | None = None
         self._loaded: Loaded | None = None
         self._starting = asyncio.Lock()
@@ -104,7 +110,9 @@ class EngineHost:
                 return
             began_s = self._clock.monotonic_s()
             self._loaded = None
-            host = await HostProcess.start(env=self._env, allow_faults=self._allow_faults, on_lost=self._note_loss)
+            host = await HostProcess.start(
+                self._hosts, env=self._env, allow_faults=self._allow_faults, on_lost=self._note_loss
+            )
             self._host = host
             try:
                 async with asyncio.timeout(self._start_s):

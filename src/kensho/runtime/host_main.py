@@ -1,6 +1,6 @@
 """The engine host: a child process with one model, so that a crash, a hang or a wrong device costs one request.
 
-    python -m kensho.runtime.host_main PARENT_PID SOCKET_FD [allow-faults]
+    python -m kensho.runtime.host_main PARENT_PID SOCKET_FD SEGMENT_FD [allow-faults]
 
 One thread: messages of `frames` come in order, one request is worked on at a time, and the socket is looked at before
 every step, so that Cancel is obeyed within one. It ends when the socket closes, or with its parent (`parent_death`).
@@ -138,7 +138,7 @@ class Host:
         return frames.Done(request.request, reason)
 
 
-def serve(socket_fd: int, *, allow_faults: bool) -> None:
+def serve(socket_fd: int, segment_fd: int, *, allow_faults: bool) -> None:
     """Be the host behind this socket until it closes."""
     forbid_network()
     with socket.socket(fileno=socket_fd) as sock:
@@ -151,7 +151,7 @@ def serve(socket_fd: int, *, allow_faults: bool) -> None:
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
-    serve(int(sys.argv[2]), allow_faults="allow-faults" in sys.argv[3:])
+    serve(int(sys.argv[2]), int(sys.argv[3]), allow_faults="allow-faults" in sys.argv[4:])
 
 
 if __name__ == "__main__":

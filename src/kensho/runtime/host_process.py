@@ -1,25 +1,32 @@
 """One engine host process, from its start until it is reaped, seen from an event loop.
 
-`receive` hands out the messages of the host in order; `kill` ends it; `ended` says how it ended. One task watches the
-socket: whatever ends the host (a signal, a closed socket, `kill`, `close`), that task kills what is left and reaps it,
-once, and calls `on_lost` unless `close` asked for the end. The socket has one owner, the transport.
+`receive` hands out the messages of the host in order; `kill` ends it; `ended` says how it ended. One task watches
+socket and process: whatever ends the host (a signal, a closed socket, `kill`, `close`), that task kills what is left
+and reaps it, once, and calls `on_lost` unless `close` asked for the end. The socket has one owner, the transport.
+
+What comes first when a host dies: the kernel frees its memory (0.1 ms per MB of its own), then closes its socket, then
+says that it has ended. So a dead host is noticed by its socket, and its exit code is known within the same millisecond.
 """
 
 import asyncio
-import socket
+import os
 from collections.abc import Callable, Mapping
 from typing import cast
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
 from kensho.runtime.frames import Decoder, Message, encode
-from kensho.runtime.process import Child, Ended, spawn
+from kensho.runtime.host_source import HostSource, NewHost
+from kensho.runtime.process import Ended
 from kensho.runtime.to_the_end import to_the_end
 
 GRACE_S: Seconds = 0.5
 """How long a host that closed its socket may take to end by itself: it then reports its own exit code."""
 REAP_S: Seconds = 2.0
 """How long to wait after SIGKILL. Measured 0.4 ms; a process stuck in a driver is left to the kernel."""
+
+_LAST_WORDS_S: Seconds = 0.02
+"""For what an ended host sent before its end and we have not read yet."""
 
 
 class HostGoneError(Exception):
@@ -29,8 +36,9 @@ class HostGoneError(Exception):
 class HostProcess:
     """A running host. Made by `start`; used from the loop that made it."""
 
-    def __init__(self, child: Child, link: "_Link", transport: asyncio.Transport) -> None:
-        self._child = child
+    def __init__(self, made: NewHost, link: "_Link", transport: asyncio.Transport) -> None:
+        self._child = made.child
+        self._segment = made.segment
         self._link = link
         self._transport = transport
         self._is_killed = False
@@ -40,31 +48,26 @@ class HostProcess:
 
     @classmethod
     async def start(
-        cls, *, env: Mapping[str, str], allow_faults: bool, on_lost: Callable[[Ended, str], None]
+        cls,
+        source: HostSource,
+        *,
+        env: Mapping[str, str],
+        allow_faults: bool,
+        on_lost: Callable[[Ended, str], None],
     ) -> "HostProcess":
         """Start a host; it answers Ping once its imports are done. Raises EngineError.
 
         `on_lost` gets how it ended and what was given to `kill` (empty: it ended by itself).
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            arguments = (str(theirs.fileno()), *(["allow-faults"] if allow_faults else []))
-            try:
-                child = spawn("kensho.runtime.host_main", arguments, pass_fds=(theirs.fileno(),), env=env)
-            except EngineError:
-                ours.close()
-                raise
+        made = await source.start(env=env, allow_faults=allow_faults)
         link = _Link()
         try:
-            transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+            transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=made.sock)
         except BaseException:
-            # Cancelled just now: a closed socket ends the host, the signal makes sure.
-            ours.close()
-            child.kill()
-            child.reap(REAP_S)
+            made.discard(REAP_S)  # cancelled just now
             raise
-        host = cls(child, link, transport)
-        host._watcher = asyncio.create_task(host._watch(on_lost), name=f"watch-{child.pid}")
+        host = cls(made, link, transport)
+        host._watcher = asyncio.create_task(host._watch(on_lost), name=f"watch-{host.pid}")
         return host
 
     @property
@@ -116,14 +119,26 @@ class HostProcess:
         return await to_the_end(_result_of(self._watcher))
 
     async def _watch(self, on_lost: Callable[[Ended, str], None]) -> Ended:
-        await self._link.is_lost.wait()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._child.descriptor, self._note_end)
+        try:
+            await self._link.is_lost.wait()
+        finally:
+            loop.remove_reader(self._child.descriptor)
         ended = None if self._is_killed else await self._child.ended_within(GRACE_S)
         if ended is None:
             self._child.kill()
             ended = await self._child.ended_within(REAP_S) or self._child.reap(0)
+        os.close(self._segment)
         if not self._is_closed:
             on_lost(ended, self._why)
         return ended
+
+    def _note_end(self) -> None:
+        """The process has ended. Its socket says so a little earlier, unless another process has a copy of its end."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._child.descriptor)
+        loop.call_later(_LAST_WORDS_S, self._transport.abort)
 
 
 async def _result_of(watcher: asyncio.Task[Ended]) -> Ended:

@@ -29,17 +29,17 @@ _SIGKILL = 9
 class Prefork:
     """A child that will be an engine host. Its descriptors belong to this object until `take`."""
 
-    def __init__(self, pid: int, socket_fd: int, stderr_fd: int) -> None:
+    def __init__(self, pid: int, socket_fd: int, stderr_fd: int, segment_fd: int) -> None:
         self.pid = pid
-        self._descriptors: tuple[int, int] | None = (socket_fd, stderr_fd)
+        self._descriptors: tuple[int, int, int] | None = (socket_fd, stderr_fd, segment_fd)
 
     @property
     def is_taken(self) -> bool:
         """True after `take` and after `close`."""
         return self._descriptors is None
 
-    def take(self) -> tuple[int, int]:
-        """Hand the child over: (socket, read end of its stderr). The caller reaps it from now on."""
+    def take(self) -> tuple[int, int, int]:
+        """Hand the child over: (socket, read end of its stderr, tensor segment). The caller reaps it from now on."""
         if self._descriptors is None:
             raise RuntimeError("the preforked host was taken before")
         descriptors, self._descriptors = self._descriptors, None
@@ -66,6 +66,8 @@ def prefork(environ: Mapping[str, str] = os.environ) -> Prefork:
         opened += (ours, theirs)
         stderr_read, stderr_write = os.pipe()
         opened += (stderr_read, stderr_write)
+        segment = os.memfd_create("kensho-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        opened.append(segment)
         pid = os.fork()
     except OSError:
         for descriptor in opened:
@@ -74,7 +76,7 @@ def prefork(environ: Mapping[str, str] = os.environ) -> Prefork:
     if pid == 0:
         from kensho.runtime.forked import become_host
 
-        become_host(theirs, stderr_write, parent_pid=parent_pid, env=env, allow_faults=False)
+        become_host(theirs, stderr_write, segment, parent_pid=parent_pid, env=env, allow_faults=False)
     os.close(theirs)
     os.close(stderr_write)
-    return Prefork(pid, ours, stderr_read)
+    return Prefork(pid, ours, stderr_read, segment)
