@@ -180,6 +180,18 @@ class UsageError(ConfigError):
     code = "usage"
 
 
+class DaemonRunning(ConfigError):
+    """The store has its daemon already; there is one at most."""
+
+    code = "daemon_running"
+
+
+class NoDaemon(ConfigError):
+    """The command speaks to the store's daemon, and none runs."""
+
+    code = "no_daemon"
+
+
 class PortInUse(ConfigError):
     """Another program listens there."""
 

@@ -23,6 +23,7 @@ _TABLE: tuple[tuple[type[errors.KenshoError], int], ...] = (
     (errors.Damaged, DAMAGED),
     (errors.Overloaded, OVERLOADED),
     (errors.UsageError, USAGE),
+    (errors.NoDaemon, NO_DAEMON),
 )
 
 

@@ -1,0 +1,279 @@
+"""The daemon's end of the store's socket: runs commands for thin clients. What goes over it: `control_frames`.
+
+    control = ControlServer(store, choose)
+    await control.start()
+    ...
+    await control.close(grace_s=5.0)
+
+`choose(request, streams)` returns the command as a coroutine, whose result is the exit code, or raises `NotMine` when
+the client shall run it itself. The coroutine is cancelled when the client asks for that or goes away.
+
+Rules: (1) only the same user and root are served (SO_PEERCRED); (2) one command a connection, asked for within
+REQUEST_S; (3) what a client does not read is kept up to MAX_UNREAD_BYTES, then its command is cancelled; (4) no client
+can hurt another, whatever it sends; (5) the socket file appears with mode 0600, in one rename, and goes at the end.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from kensho.base.clock import Seconds
+from kensho.base.errors import StorageError
+from kensho.base.structs import Struct
+from kensho.server.control_frames import (
+    ACCEPTED,
+    CANCEL,
+    ERR,
+    EXIT,
+    HEADER_BYTES,
+    MAX_ADDRESS_BYTES,
+    MAX_OUTPUT_BYTES,
+    MAX_REQUEST_BYTES,
+    NOT_MINE,
+    OUT,
+    REQUEST,
+    SOCKET_NAME,
+    decode_request,
+    frame,
+    header,
+)
+
+REQUEST_S: Seconds = 5.0
+"""A client that has not said what it wants by then is cut off (guess; a real one needs a millisecond)."""
+LINGER_S: Seconds = 5.0
+"""How long the last frames wait for a client to read them (guess)."""
+MAX_UNREAD_BYTES = 1 << 20
+"""Five times the longest answer there can be; what is written meanwhile is held in memory."""
+MAX_CONNECTIONS = 128
+
+
+class NotMine(Exception):  # an answer, not an error
+    """This daemon does not run that command; the text says why, for whoever debugs a client."""
+
+
+class Request(Struct):
+    """A command as a client sent it."""
+
+    argv: Sequence[str]
+    about: Mapping[str, str]
+    """What the client said of itself: see `cli.client`."""
+
+
+class Stream:
+    """A text stream (as `print` wants one) that ends at the client. Encodes as the client's own would."""
+
+    def __init__(self, send: Callable[[bytes, bytes], None], kind: bytes, codec: str, *, is_terminal: bool) -> None:
+        """`codec` is "encoding/errors"; one that does not exist here is taken for UTF-8."""
+        self._send = send
+        self._kind = kind
+        encoding, _, errors = codec.partition("/")
+        try:
+            "".encode(encoding, errors or "strict")
+        except LookupError:
+            encoding, errors = "utf-8", "backslashreplace"
+        self._encoding, self._errors = encoding, errors or "strict"
+        self._is_terminal = is_terminal
+        self._parts: list[str] = []
+
+    def write(self, text: str) -> int:
+        self._parts.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        data = "".join(self._parts).encode(self._encoding, self._errors)
+        self._parts.clear()
+        for start in range(0, len(data), MAX_OUTPUT_BYTES):
+            self._send(self._kind, data[start : start + MAX_OUTPUT_BYTES])
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+class Streams(Struct, frozen=False):
+    """Where the command's output goes."""
+
+    out: Stream
+    err: Stream
+    ended_by: Literal["", "client", "daemon"] = ""
+    """Who cancelled the command, if anybody has."""
+
+
+Choose = Callable[[Request, Streams], Coroutine[None, None, int]]
+
+
+class ControlServer:
+    """Listens on STORE/daemon.sock. The caller holds the store's `DaemonLock`: any socket file there is stale."""
+
+    def __init__(self, store: Path, choose: Choose) -> None:
+        self._store = store
+        self._choose = choose
+        self._server: asyncio.Server | None = None
+        self._connections: set[_Connection] = set()
+
+    async def start(self) -> None:
+        """Raises StorageError where the socket cannot be made."""
+        try:
+            listener = _listen(self._store)
+        except OSError as error:
+            raise StorageError(
+                f"cannot make {self._store / SOCKET_NAME}: {error.strerror}", advice="check the store's folder"
+            ) from error
+        self._server = await asyncio.get_running_loop().create_unix_server(self._connect, sock=listener)
+
+    @property
+    def commands(self) -> int:
+        """How many run now."""
+        return sum(connection.task is not None for connection in self._connections)
+
+    async def close(self, *, grace_s: Seconds) -> None:
+        """Take no more; let what runs finish within `grace_s`, then cancel it. Idempotent."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        with contextlib.suppress(FileNotFoundError):
+            (self._store / SOCKET_NAME).unlink()
+        server.close()
+        tasks = [connection.task for connection in self._connections if connection.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+            for connection in self._connections:
+                connection.cancel("daemon")
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in list(self._connections):
+            connection.end()
+
+    def _connect(self) -> "_Connection":
+        return _Connection(self._choose, self._connections)
+
+
+class _Connection(asyncio.Protocol):
+    """One client. States: waiting for its request, running its command (`task`), over."""
+
+    def __init__(self, choose: Choose, connections: "set[_Connection]") -> None:
+        self._choose = choose
+        self._connections = connections
+        self._received = bytearray()
+        self._was_asked = False
+        self.task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # create_unix_server makes no other
+        self._transport = transport
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_S, transport.abort)
+        self._streams = self._make_streams({})
+        if len(self._connections) >= MAX_CONNECTIONS or not _is_allowed(transport.get_extra_info("socket")):
+            transport.abort()
+        else:
+            self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while len(self._received) >= HEADER_BYTES:
+            kind, length = header(self._received)
+            is_expected = kind == CANCEL if self._was_asked else kind == REQUEST
+            if not is_expected or length > (0 if kind == CANCEL else MAX_REQUEST_BYTES):
+                self._transport.abort()  # no client of ours
+                return
+            end = HEADER_BYTES + length
+            if len(self._received) < end:
+                return
+            payload = bytes(self._received[HEADER_BYTES:end])
+            del self._received[:end]
+            if self._was_asked:
+                self.cancel("client")
+            else:
+                self._was_asked = True
+                self._timer.cancel()
+                self._begin(payload)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._timer.cancel()
+        if self.task is None:
+            self._connections.discard(self)
+        self.cancel("client")
+
+    def cancel(self, by: Literal["client", "daemon"]) -> None:
+        """End the command; once, so that its cleaning up is not disturbed."""
+        if self.task and not self._streams.ended_by:
+            self._streams.ended_by = by
+            # Not at once: a task that has not begun would never get to its own end.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
+
+    def end(self) -> None:
+        """Close when the client has read what is left; it is not waited for without end."""
+        self._transport.close()
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
+
+    def _begin(self, payload: bytes) -> None:
+        try:
+            about, argv = decode_request(payload)
+        except ValueError:
+            self._transport.abort()
+            return
+        self._streams = self._make_streams(about)
+        try:
+            command = self._choose(Request(argv, about), self._streams)
+        except NotMine as reason:
+            self._transport.write(frame(NOT_MINE, str(reason).encode("utf-8", "backslashreplace")))
+            self.end()
+            return
+        self._transport.write(frame(ACCEPTED))
+        self.task = asyncio.create_task(self._run(command))
+
+    async def _run(self, command: Coroutine[None, None, int]) -> None:
+        try:
+            code = await command
+            self._send(EXIT, bytes([code]))
+        finally:
+            self.task = None
+            if self._transport.is_closing():
+                self._connections.discard(self)
+            else:
+                self.end()
+
+    def _make_streams(self, about: Mapping[str, str]) -> Streams:
+        is_terminal = about.get("terminal") == "1"
+        return Streams(
+            Stream(self._send, OUT, about.get("stdout", ""), is_terminal=False),
+            Stream(self._send, ERR, about.get("stderr", ""), is_terminal=is_terminal),
+        )
+
+    def _send(self, kind: bytes, payload: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        self._transport.write(frame(kind, payload))
+        if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self.cancel("client")
+
+
+def _is_allowed(connection: socket.socket) -> bool:
+    """The other end is a process of this user or of root's, says the kernel."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
+    return int.from_bytes(credentials[4:8], sys.byteorder) in (0, os.geteuid())
+
+
+def _listen(store: Path) -> socket.socket:
+    """A socket that nobody else can connect to, in place of whatever had its name."""
+    name = f"{SOCKET_NAME}.{os.getpid()}"
+    folder = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # An address has room for 107 bytes; by its descriptor any folder can be named.
+        is_long = len(os.fsencode(store / name)) > MAX_ADDRESS_BYTES
+        address = f"/proc/self/fd/{folder}/{name}" if is_long else str(store / name)
+        (store / name).unlink(missing_ok=True)
+        listener.bind(address)
+        (store / name).chmod(0o600)
+        listener.listen(MAX_CONNECTIONS)
+        (store / name).replace(store / SOCKET_NAME)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(folder)
+    return listener
