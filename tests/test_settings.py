@@ -23,7 +23,8 @@ def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path)
 @pytest.mark.parametrize(
     "line",
     ["conections = 3", "connections = 0", "connections = 2.5", "connections = true", 'tier = "fast"', "network = 1",
-     'open_s = "60"', "store = 3", "not toml", "max_context = 1e9"],
+     'open_s = "60"', "store = 3", "not toml", "max_context = 1e9", "http_port = 70000", "http_names = [1]",
+     'http_names = "kiosk"', "http_host = 1", 'config = "c.toml"'],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_by_name_with_advice(line: str, tmp_path: Path) -> None:
     config = tmp_path / "kensho.toml"
@@ -31,6 +32,14 @@ def test_a_wrong_setting_is_refused_by_name_with_advice(line: str, tmp_path: Pat
     with pytest.raises(UsageError) as caught:
         load_settings({"config": config}, ENV)
     assert caught.value.advice
+
+
+def test_the_settings_say_which_file_they_came_from(tmp_path: Path) -> None:
+    config = tmp_path / "kensho.toml"
+    config.write_text('http_names = ["kiosk-7"]\n')
+    settings = load_settings({}, {**ENV, "KENSHO_CONFIG": str(config)})
+    assert (settings.config, settings.http_names) == (str(config), ("kiosk-7",))
+    assert load_settings({}, ENV).config == ""
 
 
 def test_a_missing_or_huge_file_is_a_clear_refusal(tmp_path: Path) -> None:

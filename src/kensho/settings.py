@@ -64,6 +64,18 @@ class Settings(Struct, kw_only=True):
     allow_faults: bool = False
     """Engine hosts accept `kensho fault` (rehearsal of failures)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    http_host: str = "127.0.0.1"
+    """Address that the daemon's HTTP server listens on."""
+    http_port: int = 8420
+    """Its port; 0 = any free one."""
+    http_names: tuple[str, ...] = ()
+    """Names by which clients may call it, beside localhost and its addresses: the `Host` header is checked."""
+    http_remote: bool = False
+    """It may listen on an address that other machines reach: whoever reaches it may use every model."""
+    stop_s: Seconds = 5.0
+    """How long a daemon that stops lets running answers finish."""
+    config: str = ""
+    """The configuration file that was read; empty: none."""
     child_env: Mapping[str, str] = field(factory=dict)
     """The environment that child processes get: chosen variables only."""
 
@@ -84,6 +96,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "restart_open_s": (0.01, 3600),
     "open_s": (0.01, 3600),
     "canary_timeout_s": (0.01, 60),
+    "http_port": (0, 65535),
+    "stop_s": (0, 3600),
     "graph_cache_bytes": (0, 1 << 50),
     "model_memory_bytes": (0, 1 << 50),
 }
@@ -102,6 +116,8 @@ def load_settings(overrides: Mapping[str, object], environ: Mapping[str, str] | 
     values |= from_file | ({"store": environ["KENSHO_STORE"]} if environ.get("KENSHO_STORE") else {}) | given
     for key, value in values.items():
         _check(key, value)
+    values["config"] = str(config or "")
+    values["http_names"] = tuple(values.get("http_names", ()))  # type: ignore[arg-type]  # checked above
     values["store"] = Path(str(values["store"])).expanduser().absolute()
     values["child_env"] = {key: environ[key] for key in _CHILD_VARIABLES if key in environ}
     return Settings(**values)  # type: ignore[arg-type]  # every value was checked against its field
@@ -139,7 +155,7 @@ def _read_config(path: Path) -> dict[str, object]:
 
 
 def _check(key: str, value: object) -> None:
-    names = {name: kind for name, kind in Settings.__annotations__.items() if name != "child_env"}
+    names = {name: kind for name, kind in Settings.__annotations__.items() if name not in ("config", "child_env")}
     if key not in names:
         raise UsageError(f"unknown setting {key!r}", advice="known are: " + ", ".join(names))
     if key in _CHOICES and value not in _CHOICES[key]:
@@ -151,5 +167,8 @@ def _check(key: str, value: object) -> None:
             raise UsageError(f"setting {key} cannot be {value!r}", advice=f"use a number from {low:g} to {high:g}")
     elif names[key] in (bool, "bool") and not isinstance(value, bool):
         raise UsageError(f"setting {key} cannot be {value!r}", advice="use true or false")
-    elif key in ("store", "proxy") and not isinstance(value, str | Path | None):
+    elif key == "http_names":
+        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+            raise UsageError(f"setting {key} cannot be {value!r}", advice='use a list of names: ["kiosk-7"]')
+    elif key in ("store", "proxy", "http_host") and not isinstance(value, str | Path | None):
         raise UsageError(f"setting {key} cannot be {value!r}", advice="use text")
