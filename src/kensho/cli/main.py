@@ -5,12 +5,11 @@ A command is a line of `usage.COMMANDS` and a module of `kensho.cli.commands` wi
 asks for it. The console script comes here by way of `entry`.
 """
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 from kensho import __version__
@@ -18,6 +17,7 @@ from kensho.base.clock import Clock, SystemClock
 from kensho.base.errors import KenshoError, UsageError
 from kensho.base.structs import Struct, field
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.output import Output
 from kensho.cli.usage import COMMANDS, GLOBAL_OPTIONS, help_text, words_of
 from kensho.settings import Settings, load_settings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Context(Struct):
     """What a command is given."""
 
-    args: argparse.Namespace
+    args: SimpleNamespace
     settings: Settings
     output: Output
     clock: Clock
@@ -59,11 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, command = _parse(arguments)
         settings = load_settings(_overrides(args))
         result: Result = command.run(Context(args, settings, output, clock))
-    except SystemExit as stop:  # argparse: --help, --version, or a usage error that it has explained on stderr
-        code: int = stop.code if isinstance(stop.code, int) else exits.USAGE
-        if code and is_json:
-            output.summary(code, {}, UsageError("the arguments make no sense", advice="see kensho --help"))
-        return code
+    except _Said as text:
+        sys.stdout.write(str(text))
+        return exits.OK
     except KenshoError as error:
         if "--debug" in arguments:
             raise
@@ -88,40 +86,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return result.code
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, ModuleType]:
-    """Only the chosen command's parser is made. Global options may stand before or after the command."""
-    at = next(iter(words_of(arguments)), len(arguments))
-    name = arguments[at] if at < len(arguments) else None
-    _say_at_once(arguments[:at])
+def _parse(given: list[str]) -> tuple[SimpleNamespace, ModuleType]:
+    """Only the chosen command is imported. Global options may stand before or after the command."""
+    at = next(iter(words_of(given)), len(given))
+    name = given[at] if at < len(given) else None
+    _say_at_once(given[:at])
     if name not in COMMANDS:
         reason = f"there is no command {name[:80]!r}" if name else "no command was given"
         raise UsageError(reason, advice="see kensho --help")
-    text = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"kensho {name}", description=text)
+    arguments = Arguments(f"kensho {name}", COMMANDS[name])
     module = importlib.import_module(f"kensho.cli.commands.{name}")
-    module.add_arguments(parser)
-    _add_global_options(parser)
-    return parser.parse_args([*arguments[:at], *arguments[at + 1 :]], argparse.Namespace(command=name)), module
+    module.add_arguments(arguments)
+    arguments.add_everywhere(GLOBAL_OPTIONS)
+    options = given[at + 1 :]
+    if not {"-h", "--help"}.isdisjoint(options[: options.index("--")] if "--" in options else options):
+        raise _Said(arguments.help_text())
+    values = arguments.read([*given[:at], *options])
+    values.command = name
+    return values, module
 
 
 def _say_at_once(arguments: list[str]) -> None:
     """What stands before the command: `kensho --help` and `kensho --version`."""
     for option, text in (("-h", help_text()), ("--help", help_text()), ("--version", f"kensho {__version__}\n")):
         if option in arguments:
-            sys.stdout.write(text)
-            raise SystemExit(exits.OK)
+            raise _Said(text)
 
 
-def _add_global_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("everywhere")
-    for name, value, text in GLOBAL_OPTIONS:
-        if value:
-            group.add_argument(name, metavar=value, help=text)
-        else:
-            group.add_argument(name, action="store_true", help=text)
+class _Said(Exception):
+    """All that was wanted is this text."""
 
 
-def _overrides(args: argparse.Namespace) -> dict[str, object]:
+def _overrides(args: SimpleNamespace) -> dict[str, object]:
     given = vars(args)
     return {
         "store": given.get("store"),

@@ -1,14 +1,14 @@
 """`kensho demo`: the whole story on embedded parts."""
 
-import argparse
 from pathlib import Path
 
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument(
         "--keep", metavar="DIR", type=Path, help="play in this folder (default: beside the store, emptied each time)"
     )
 

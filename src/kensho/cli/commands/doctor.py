@@ -1,13 +1,12 @@
 """`kensho doctor`: what is wrong, in words, each with a fix. Tries the source unless --no-network is given."""
 
-import argparse
-
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # nothing to choose
+def add_arguments(arguments: Arguments) -> None:
+    del arguments  # nothing to choose
 
 
 def run(context: Context) -> Result:

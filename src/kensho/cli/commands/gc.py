@@ -1,13 +1,12 @@
 """`kensho gc`: remove what no installed version needs."""
 
-import argparse
-
 from kensho.base.units import size_text
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # nothing to choose
+def add_arguments(arguments: Arguments) -> None:
+    del arguments  # nothing to choose
 
 
 def run(context: Context) -> Result:

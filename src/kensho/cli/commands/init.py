@@ -1,14 +1,18 @@
 """`kensho init --from URL --root ROOT.json`: make the store and trust this root."""
 
-import argparse
 from pathlib import Path
 
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from", required=True, metavar="URL", dest="url", help="http(s)://, or file:// (folder, USB)")
-    parser.add_argument("--root", required=True, metavar="ROOT.json", type=Path, help="given to you by the publisher")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument(
+        "--from", required=True, metavar="URL", dest="url", help="http(s)://, or file:// (folder, USB)"
+    )
+    arguments.add_argument(
+        "--root", required=True, metavar="ROOT.json", type=Path, help="given to you by the publisher"
+    )
 
 
 def run(context: Context) -> Result:

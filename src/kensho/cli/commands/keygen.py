@@ -1,13 +1,13 @@
 """`kensho keygen KEYS`: the publisher's Ed25519 keys, one for each TUF role."""
 
-import argparse
 from pathlib import Path
 
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("keys", metavar="KEYS", type=Path, help="folder for the keys; made with mode 0700")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("keys", metavar="KEYS", type=Path, help="folder for the keys; made with mode 0700")
 
 
 def run(context: Context) -> Result:

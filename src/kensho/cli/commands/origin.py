@@ -1,16 +1,16 @@
 """`kensho origin REPO --port P`: a static range server for trials. Production uses any web server."""
 
-import argparse
 import signal
 import threading
 from pathlib import Path
 
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", metavar="REPO", type=Path)
-    parser.add_argument("--port", type=int, default=8088, metavar="P", help="0 chooses a free one (default 8088)")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("repository", metavar="REPO", type=Path)
+    arguments.add_argument("--port", type=int, default=8088, metavar="P", help="0 chooses a free one (default 8088)")
 
 
 def run(context: Context) -> Result:

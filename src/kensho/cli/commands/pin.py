@@ -1,15 +1,14 @@
 """`kensho pin MODEL V`: hold a model at a version; `kensho pin MODEL --release`: follow the newest again."""
 
-import argparse
-
 from kensho.base.errors import UsageError
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("version", metavar="V", nargs="?", help="installed, or to be brought by the next pull")
-    parser.add_argument("--release", action="store_true", help="hold no longer")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("model", metavar="MODEL")
+    arguments.add_argument("version", metavar="V", nargs="?", help="installed, or to be brought by the next pull")
+    arguments.add_argument("--release", action="store_true", help="hold no longer")
 
 
 def run(context: Context) -> Result:

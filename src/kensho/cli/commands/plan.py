@@ -1,15 +1,14 @@
 """`kensho plan [MODEL...]`: what a pull would do, without doing it."""
 
-import argparse
-
 from kensho.base.units import size_text
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 KEYS = ("bytes_fetch", "bytes_reuse", "bytes_patch", "bytes_disk_needed", "bytes_disk_free", "requests")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
 
 
 def run(context: Context) -> Result:

@@ -1,26 +1,26 @@
 """`kensho prune --to REPO --keep N`: remove old releases from a repository, breaking no pull that is under way."""
 
-import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
 from kensho.base.units import size_text
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", required=True, metavar="REPO", type=Path)
-    parser.add_argument("--keep", required=True, metavar="N", type=int, help="releases of each model that stay")
-    parser.add_argument(
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("--to", required=True, metavar="REPO", type=Path)
+    arguments.add_argument("--keep", required=True, metavar="N", type=int, help="releases of each model that stay")
+    arguments.add_argument(
         "--keys", metavar="KEYS", type=Path, help="to sign metadata that names the old releases no more"
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--grace",
         metavar="DAYS",
         type=float,
         help="keep files so long (default: until a day after today's timestamp expires)",
     )
-    parser.add_argument("--expires", metavar="DAYS", type=int, help="days until the new metadata must be renewed")
+    arguments.add_argument("--expires", metavar="DAYS", type=int, help="days until the new metadata must be renewed")
 
 
 def run(context: Context) -> Result:

@@ -1,27 +1,29 @@
 """`kensho publish SRC --model NAME --version V --to REPO --keys KEYS`: one signed release of a model."""
 
-import argparse
 from pathlib import Path
 
 from kensho.base.units import size_text
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", type=Path, help="a model folder, such as one from Hugging Face")
-    parser.add_argument("--model", required=True, metavar="NAME")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("source", metavar="SRC", type=Path, help="a model folder, such as one from Hugging Face")
+    arguments.add_argument("--model", required=True, metavar="NAME")
     # --version is global; after `publish` it names the release
-    parser.add_argument("--version", required=True, metavar="V", dest="release_version")
-    parser.add_argument("--to", required=True, metavar="REPO", type=Path, help="folder that any web server can serve")
-    parser.add_argument("--keys", required=True, metavar="KEYS", type=Path, help="folder made by kensho keygen")
-    parser.add_argument("--optional", action="store_true", help="a machine may go without this model")
-    parser.add_argument("--fallback", metavar="NAME", help="model that answers when this one cannot be had")
-    parser.add_argument("--changelog", metavar="TEXT", default="")
-    parser.add_argument("--min-client", metavar="V", default="0.1.0", help="oldest Kensho that can use this release")
-    parser.add_argument(
+    arguments.add_argument("--version", required=True, metavar="V", dest="release_version")
+    arguments.add_argument(
+        "--to", required=True, metavar="REPO", type=Path, help="folder that any web server can serve"
+    )
+    arguments.add_argument("--keys", required=True, metavar="KEYS", type=Path, help="folder made by kensho keygen")
+    arguments.add_argument("--optional", action="store_true", help="a machine may go without this model")
+    arguments.add_argument("--fallback", metavar="NAME", help="model that answers when this one cannot be had")
+    arguments.add_argument("--changelog", metavar="TEXT", default="")
+    arguments.add_argument("--min-client", metavar="V", default="0.1.0", help="oldest Kensho that can use this release")
+    arguments.add_argument(
         "--rollout", metavar="PERCENT", type=int, default=100, help="share of the machines that get it (default 100)"
     )
-    parser.add_argument("--expires", metavar="DAYS", type=int, help="days until the metadata must be renewed")
+    arguments.add_argument("--expires", metavar="DAYS", type=int, help="days until the metadata must be renewed")
 
 
 def run(context: Context) -> Result:

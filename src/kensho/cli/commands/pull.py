@@ -1,14 +1,13 @@
 """`kensho pull [MODEL...]`: bring models to their newest version."""
 
-import argparse
-
 from kensho.base.units import size_text
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("models", metavar="MODEL", nargs="*", help="default: all installed models")
 
 
 def run(context: Context) -> Result:

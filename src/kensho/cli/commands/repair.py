@@ -1,15 +1,14 @@
 """`kensho repair`: mend what verify finds, from other local bytes first, then the network."""
 
-import argparse
-
 from kensho.base.errors import Damaged
 from kensho.base.units import size_text
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # nothing to choose
+def add_arguments(arguments: Arguments) -> None:
+    del arguments  # nothing to choose
 
 
 def run(context: Context) -> Result:

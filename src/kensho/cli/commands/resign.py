@@ -3,20 +3,22 @@
 With `--rotate ROLE`, another key for the role instead.
 """
 
-import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", required=True, metavar="REPO", type=Path)
-    parser.add_argument("--keys", required=True, metavar="KEYS", type=Path)
-    parser.add_argument("--rotate", metavar="ROLE", choices=ROLES, help=f"another key for a role: {', '.join(ROLES)}")
-    parser.add_argument("--expires", metavar="DAYS", type=int, help="days until the metadata must be renewed")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("--to", required=True, metavar="REPO", type=Path)
+    arguments.add_argument("--keys", required=True, metavar="KEYS", type=Path)
+    arguments.add_argument(
+        "--rotate", metavar="ROLE", choices=ROLES, help=f"another key for a role: {', '.join(ROLES)}"
+    )
+    arguments.add_argument("--expires", metavar="DAYS", type=int, help="days until the metadata must be renewed")
 
 
 def run(context: Context) -> Result:

@@ -1,13 +1,12 @@
 """`kensho rollback MODEL [--to V]`: the previous version again, from this disk, in seconds."""
 
-import argparse
-
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--to", metavar="V", help="an installed version (default: the previous one)")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("model", metavar="MODEL")
+    arguments.add_argument("--to", metavar="V", help="an installed version (default: the previous one)")
 
 
 def run(context: Context) -> Result:

@@ -1,29 +1,29 @@
 """`kensho run MODEL PROMPT`: one answer, streamed."""
 
-import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 if TYPE_CHECKING:
     from kensho.app import AnswerRecord
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("prompt", metavar="PROMPT")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy, the default")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument(
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("model", metavar="MODEL")
+    arguments.add_argument("prompt", metavar="PROMPT")
+    arguments.add_argument("--max-tokens", type=int, default=256, metavar="N")
+    arguments.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy, the default")
+    arguments.add_argument("--seed", type=int, default=0, metavar="N")
+    arguments.add_argument(
         "--engine", choices=("primary", "standby"), help="default: the primary, the standby when it fails"
     )
-    parser.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
-    parser.add_argument("--priority", choices=("critical", "high", "normal", "low"), default="high")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="for the first token")
-    parser.add_argument("--raw-prompt", action="store_true", help="no chat template")
+    arguments.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
+    arguments.add_argument("--priority", choices=("critical", "high", "normal", "low"), default="high")
+    arguments.add_argument("--deadline", type=float, metavar="SECONDS", help="for the first token")
+    arguments.add_argument("--raw-prompt", action="store_true", help="no chat template")
 
 
 def run(context: Context) -> Result:

@@ -1,12 +1,12 @@
 """`kensho status`: how things stand, in one sentence and then in detail. Never uses the network."""
 
-import argparse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kensho.base.errors import Damaged, KenshoError, StorageError
 from kensho.base.units import size_text
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from kensho.app.status import ModelStatus, Status
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # nothing to choose
+def add_arguments(arguments: Arguments) -> None:
+    del arguments  # nothing to choose
 
 
 def run(context: Context) -> Result:

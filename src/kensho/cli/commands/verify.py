@@ -1,15 +1,14 @@
 """`kensho verify [--full]`: check the stored bytes. Never uses the network."""
 
-import argparse
-
 from kensho.base.errors import Damaged
 from kensho.base.units import size_text
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="hash every byte, not only what has changed")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("--full", action="store_true", help="hash every byte, not only what has changed")
 
 
 def run(context: Context) -> Result:

@@ -1,20 +1,20 @@
 """`kensho warm MODEL...`: compile and load ahead, so that no user waits for it."""
 
-import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
 from kensho.base.errors import KenshoError
 from kensho.cli import exits
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 if TYPE_CHECKING:
     from kensho.runtime.loaded_graph import LoadedGraph
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="+")
-    parser.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("models", metavar="MODEL", nargs="+")
+    arguments.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
 
 
 def run(context: Context) -> Result:
