@@ -1,6 +1,5 @@
 """`kensho run MODEL PROMPT`: one answer, streamed."""
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from kensho.cli import exits
@@ -27,6 +26,8 @@ def add_arguments(arguments: Arguments) -> None:
 
 
 def run(context: Context) -> Result:
+    import asyncio  # here: `kensho run --help` does not need it
+
     return asyncio.run(_answer(context))
 
 

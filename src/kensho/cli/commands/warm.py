@@ -1,6 +1,5 @@
 """`kensho warm MODEL...`: compile and load ahead, so that no user waits for it."""
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from kensho.base.errors import KenshoError
@@ -18,6 +17,8 @@ def add_arguments(arguments: Arguments) -> None:
 
 
 def run(context: Context) -> Result:
+    import asyncio
+
     found = asyncio.run(_warm(context))
     graphs = [graph for graph in found.values() if not isinstance(graph, KenshoError)]
     errors = {model: error for model, error in found.items() if isinstance(error, KenshoError)}
