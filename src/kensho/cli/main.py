@@ -2,7 +2,8 @@
 
 A command is a line of `usage.COMMANDS` and a module of `kensho.cli.commands` with `add_arguments(parser)` and
 `run(context) -> Result`. Only the chosen command's module is imported. No traceback reaches a user unless `--debug`
-asks for it. The console script comes here by way of `entry`.
+asks for it. The console script comes here by way of `entry`. What a daemon runs too (`commands.serve`) has the part
+that both share in `act(context, app)`.
 """
 
 import importlib
@@ -56,38 +57,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_json = "--json" in arguments
     output = Output(is_json=is_json, is_quiet="--quiet" in arguments, clock=clock)
     try:
-        args, command = _parse(arguments)
+        args, command = parse(arguments)
         settings = load_settings(_overrides(args))
         result: Result = command.run(Context(args, settings, output, clock))
-    except _Said as text:
+    except Said as text:
         sys.stdout.write(str(text))
         return exits.OK
     except KenshoError as error:
         if "--debug" in arguments:
             raise
-        code = exits.exit_code(error)
-        output.summary(code, error.facts, error)
-        return code
+        return tell_error(output, error)
     except KeyboardInterrupt:
-        output.summary(exits.INTERRUPTED, {}, KenshoError("interrupted", advice="run the same command again to go on"))
-        return exits.INTERRUPTED
+        return tell_interrupted(output)
     except BrokenPipeError:  # the reader went away, as in `kensho ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.FAILURE
     except Exception as error:
         if "--debug" in arguments:
             raise
+        return tell_error(output, error)
+    output.summary(result.code, result.keys, result.error)
+    return result.code
+
+
+def tell_error(output: Output, error: Exception) -> int:
+    """Say why the command failed; the exit code."""
+    if not isinstance(error, KenshoError):
         unexpected = KenshoError(
             f"unexpected {type(error).__name__}: {error}", advice="this is a fault in Kensho; --debug shows where"
         )
         output.summary(exits.FAILURE, {}, unexpected)
         return exits.FAILURE
-    output.summary(result.code, result.keys, result.error)
-    return result.code
+    code = exits.exit_code(error)
+    output.summary(code, error.facts, error)
+    return code
 
 
-def _parse(given: list[str]) -> tuple[SimpleNamespace, ModuleType]:
-    """Only the chosen command is imported. Global options may stand before or after the command."""
+def tell_interrupted(output: Output) -> int:
+    """Say that somebody stopped the command; the exit code."""
+    output.summary(exits.INTERRUPTED, {}, KenshoError("interrupted", advice="run the same command again to go on"))
+    return exits.INTERRUPTED
+
+
+def parse(given: list[str]) -> tuple[SimpleNamespace, ModuleType]:
+    """The values of the arguments, and the command's module, the only one that is imported. Raises UsageError.
+
+    Global options may stand before or after the command.
+    """
     at = next(iter(words_of(given)), len(given))
     name = given[at] if at < len(given) else None
     _say_at_once(given[:at])
@@ -100,7 +116,7 @@ def _parse(given: list[str]) -> tuple[SimpleNamespace, ModuleType]:
     arguments.add_everywhere(GLOBAL_OPTIONS)
     options = given[at + 1 :]
     if not {"-h", "--help"}.isdisjoint(options[: options.index("--")] if "--" in options else options):
-        raise _Said(arguments.help_text())
+        raise Said(arguments.help_text())
     values = arguments.read([*given[:at], *options])
     values.command = name
     return values, module
@@ -110,10 +126,10 @@ def _say_at_once(arguments: list[str]) -> None:
     """What stands before the command: `kensho --help` and `kensho --version`."""
     for option, text in (("-h", help_text()), ("--help", help_text()), ("--version", f"kensho {__version__}\n")):
         if option in arguments:
-            raise _Said(text)
+            raise Said(text)
 
 
-class _Said(Exception):
+class Said(Exception):
     """All that was wanted is this text."""
 
 

@@ -7,7 +7,7 @@ from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 if TYPE_CHECKING:
-    from kensho.app import AnswerRecord
+    from kensho.app import AnswerRecord, Kensho
 
 
 def add_arguments(arguments: Arguments) -> None:
@@ -28,10 +28,19 @@ def add_arguments(arguments: Arguments) -> None:
 def run(context: Context) -> Result:
     import asyncio  # here: `kensho run --help` does not need it
 
-    return asyncio.run(_answer(context))
+    return asyncio.run(_alone(context))
 
 
-async def _answer(context: Context) -> Result:
+async def _alone(context: Context) -> Result:
+    async with context.open_app() as app:
+        # The answer is told in there: it does not wait for the compile that closing the application finishes.
+        return await act(context, app)
+
+
+async def act(context: Context, app: "Kensho") -> Result:
+    """The answer, told as it comes and then as a whole. Cancelling it stops the engine within one step."""
+    from contextlib import aclosing
+
     from kensho.app import GenerateOptions
 
     args = context.args
@@ -44,11 +53,9 @@ async def _answer(context: Context) -> Result:
         deadline_s=args.deadline,
         is_raw_prompt=args.raw_prompt,
     )
-    async with context.open_app() as app:
-        answer = app.generate(args.model, args.prompt, options)
+    async with aclosing(app.generate(args.model, args.prompt, options)) as answer:
         async for token in answer:
             context.output.piece(token.text)
-        # Now, not at the end: a first answer does not wait for the compile that closing the application finishes.
         return _tell(context, answer.record)
 
 

@@ -8,6 +8,7 @@ from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 if TYPE_CHECKING:
+    from kensho.app import Kensho
     from kensho.runtime.loaded_graph import LoadedGraph
 
 
@@ -19,7 +20,32 @@ def add_arguments(arguments: Arguments) -> None:
 def run(context: Context) -> Result:
     import asyncio
 
-    found = asyncio.run(_warm(context))
+    return asyncio.run(_alone(context))
+
+
+async def _alone(context: Context) -> Result:
+    async with context.open_app() as app:
+        found = await _warm(context, app)
+    return _tell(context, found)  # once the background is done, too
+
+
+async def act(context: Context, app: "Kensho") -> Result:
+    """Warm the models of an application that stays: they stay loaded."""
+    return _tell(context, await _warm(context, app))
+
+
+async def _warm(context: Context, app: "Kensho") -> "dict[str, LoadedGraph | KenshoError]":
+    """Each model by itself: one that cannot be had does not keep the others cold."""
+    found: dict[str, LoadedGraph | KenshoError] = {}
+    for model in dict.fromkeys(context.args.models):
+        try:
+            found[model] = await app.warm(model)
+        except KenshoError as error:
+            found[model] = error
+    return found
+
+
+def _tell(context: Context, found: "dict[str, LoadedGraph | KenshoError]") -> Result:
     graphs = [graph for graph in found.values() if not isinstance(graph, KenshoError)]
     errors = {model: error for model, error in found.items() if isinstance(error, KenshoError)}
     for graph in graphs:
@@ -32,18 +58,6 @@ def run(context: Context) -> Result:
         return Result(keys=keys)
     first = next(iter(errors.values()))
     return Result(exits.exit_code(first), keys, first)
-
-
-async def _warm(context: Context) -> "dict[str, LoadedGraph | KenshoError]":
-    """Each model by itself: one that cannot be had does not keep the others cold."""
-    found: dict[str, LoadedGraph | KenshoError] = {}
-    async with context.open_app() as app:
-        for model in dict.fromkeys(context.args.models):
-            try:
-                found[model] = await app.warm(model)
-            except KenshoError as error:
-                found[model] = error
-    return found
 
 
 def _as_json(graph: "LoadedGraph") -> dict[str, object]:
