@@ -6,8 +6,8 @@ from kensho.base.events.event import Event, Level, Service
 
 
 class CircuitChanged(Event, kw_only=True):
-    """One class for all transitions; `name` stays one word and the states are fields. `next_step` says in words
-    what happens next."""
+    """A circuit went from one state to another; what is sent is one of its kinds below, so that a name alone says
+    what happened. `next_step` says in words what happens next."""
 
     name: ClassVar[str] = "circuit.changed"
     service: ClassVar[Service] = "resilience"
@@ -19,6 +19,75 @@ class CircuitChanged(Event, kw_only=True):
     to_state: str
     reason: str
     next_step: str
+
+
+class CircuitOpened(CircuitChanged, kw_only=True):
+    name: ClassVar[str] = "circuit.opened"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "engine {engine} gets no requests: {reason}; {next_step}"
+
+
+class CircuitRestarting(CircuitChanged, kw_only=True):
+    name: ClassVar[str] = "circuit.restarting"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "engine {engine} is being restarted: {reason}; {next_step}"
+
+
+class CircuitProbing(CircuitChanged, kw_only=True):
+    name: ClassVar[str] = "circuit.probing"
+    text: ClassVar[str] = "engine {engine} is being tried: {reason}; {next_step}"
+
+
+class CircuitClosed(CircuitChanged, kw_only=True):
+    name: ClassVar[str] = "circuit.closed"
+    text: ClassVar[str] = "engine {engine} is healthy: {reason}; {next_step}"
+
+
+class CircuitHardOpened(CircuitChanged, kw_only=True):
+    """The engine stays off until the machine, its version or a person's mind has changed."""
+
+    name: ClassVar[str] = "circuit.hard_opened"
+    level: ClassVar[Level] = "error"
+    text: ClassVar[str] = "engine {engine} is off: {reason}; {next_step}"
+
+
+class CircuitForced(CircuitChanged, kw_only=True):
+    name: ClassVar[str] = "circuit.forced"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "engine {engine} is {to_state}: {reason}; {next_step}"
+
+
+_KINDS: dict[str, type[CircuitChanged]] = {
+    "OPEN": CircuitOpened,
+    "RESTARTING": CircuitRestarting,
+    "HALF_OPEN": CircuitProbing,
+    "CLOSED": CircuitClosed,
+    "HARD_OPEN": CircuitHardOpened,
+    "FORCED_OPEN": CircuitForced,
+    "FORCED_CLOSED": CircuitForced,
+    "METRICS_ONLY": CircuitForced,
+}
+
+
+def circuit_changed(
+    *, engine: str, model: str, from_state: str, to_state: str, reason: str, next_step: str
+) -> CircuitChanged:
+    """The kind of event for this change."""
+    return _KINDS[to_state](
+        engine=engine, model=model, from_state=from_state, to_state=to_state, reason=reason, next_step=next_step
+    )
+
+
+class CircuitWouldOpen(Event, kw_only=True):
+    """METRICS_ONLY: a circuit that decides would have opened now."""
+
+    name: ClassVar[str] = "circuit.would_open"
+    service: ClassVar[Service] = "resilience"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "engine {engine} would get no requests now, if its circuit were not forced: {reason}"
+    engine: str
+    model: str
+    reason: str
 
 
 class CanaryFinished(Event, kw_only=True):
@@ -54,6 +123,18 @@ class RequestRejected(Event, kw_only=True):
     priority: str
     reason: str
     retry_after_s: float
+
+
+class RequestPoisoned(Event, kw_only=True):
+    """A request ended one engine process after another, and is refused from now on. Nothing of it is told."""
+
+    name: ClassVar[str] = "resilience.request.poisoned"
+    service: ClassVar[Service] = "resilience"
+    level: ClassVar[Level] = "error"
+    text: ClassVar[str] = "a request of {prompt_tokens} tokens ended {hosts} engine processes of {model}; it is refused"
+    model: str
+    prompt_tokens: int
+    hosts: int
 
 
 class RequestFinished(Event, kw_only=True):

@@ -156,3 +156,14 @@ class EngineLost(Event, kw_only=True):
     engine: str
     pid: int
     reason: str
+
+
+class ForkServerLost(Event, kw_only=True):
+    """New engine hosts take longer for a while; its own hosts ended with it, unless it is only refusing (then not)."""
+
+    name: ClassVar[str] = "runtime.fork_server.lost"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "engine hosts are started without the fork-server (process {pid}): {reason}"
+    pid: int | None
+    reason: str
