@@ -260,10 +260,9 @@ class EngineHost:
             await host.ended()
 
     def _crashed(self, ended: Ended) -> EngineCrashed:
-        words = f" ({ended.last_words})" if ended.last_words else ""
         by = ended.exit_code
         return EngineCrashed(
-            f"the host of engine '{self._name}' (process {ended.pid}) is gone: {ended.reason}{words}",
+            f"the host of engine '{self._name}' (process {ended.pid}) is gone: {ended.explained}",
             advice="another engine can go on; it is started again",
             engine=self._name,
             pid=ended.pid,
@@ -273,5 +272,4 @@ class EngineHost:
         )
 
     def _note_loss(self, ended: Ended, why: str) -> None:
-        words = f" ({ended.last_words})" if ended.last_words else ""
-        self._emit(EngineLost(engine=self._name, pid=ended.pid, reason=why or f"{ended.reason}{words}"))
+        self._emit(EngineLost(engine=self._name, pid=ended.pid, reason=why or ended.explained))

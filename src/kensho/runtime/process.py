@@ -58,6 +58,11 @@ class Ended(Struct):
         """The last line on stderr, for an error message."""
         return self.stderr.rstrip().rpartition("\n")[2].strip()[:300]
 
+    @property
+    def explained(self) -> str:
+        """The reason, and the last words where there are any."""
+        return f"{self.reason} ({self.last_words})" if self.last_words else self.reason
+
 
 class Process(Protocol):
     """A process that somebody reaps: this program (`OwnProcess`), or a fork-server on its behalf."""

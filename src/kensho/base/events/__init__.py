@@ -82,6 +82,7 @@ __all__ = [
     "Event",
     "FallbackActivated",
     "ForkServerLost",
+    "ForkServerLost",
     "GraphCacheUnavailable",
     "GraphDropped",
     "GraphLoaded",

@@ -1,0 +1,346 @@
+"""Hosts forked from a process that has imported everything: they are hosts like any other. And who dies with whom."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kensho.base.errors import EngineError
+from kensho.base.events import Event, ForkServerLost
+from kensho.runtime import frames, host_supply
+from kensho.runtime.fork_server import ForkServer
+from kensho.runtime.host_source import NewHost
+from kensho.runtime.host_supply import MAX_FAILURES, HostSupply
+from kensho.runtime.prefork import prefork
+
+pytestmark = pytest.mark.real
+
+
+def descriptors(pid: int | str = "self") -> list[str]:
+    """What is open, without numbers."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(path.readlink()).split(":")[0].split(" ")[0])
+        except FileNotFoundError:
+            continue  # the one that listed them
+    return sorted(found)
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    """To the end on a loop of its own; afterwards no child and no descriptor is left."""
+    asyncio.run(asyncio.sleep(0))
+    before = descriptors()
+    asyncio.run(asyncio.wait_for(main, 60))
+    assert psutil.Process().children(recursive=True) == []
+    assert descriptors() == before
+
+
+async def ping(made: NewHost) -> None:
+    loop = asyncio.get_running_loop()
+    made.sock.setblocking(False)
+    await loop.sock_sendall(made.sock, frames.encode(frames.Ping()))
+    assert await loop.sock_recv(made.sock, 99) == frames.encode(frames.Pong())
+
+
+async def eventually(is_so: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if is_so():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never was so")
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_forked_host_has_only_what_it_was_given() -> None:
+    async def main() -> None:
+        server = ForkServer.launch({"LANG": "C"})
+        hosts = [await server.start_host(env={}, allow_faults=False) for _ in range(3)]
+        for host in hosts:
+            await ping(host)
+            pid = host.child.pid
+            assert psutil.Process(pid).ppid() == server.pid
+            assert descriptors(pid) == ["/dev/null", "/dev/null", "/memfd", "pipe", "socket"]
+            assert os.getsid(pid) == pid
+            assert psutil.Process(pid).num_threads() == 1
+        assert len({host.child.pid for host in hosts}) == 3
+        for host in hosts:
+            host.discard(5)
+        server.close()
+        server.close()
+
+    run(main())
+
+
+def test_its_environment_is_its_own_and_its_end_is_told_in_its_own_words(tmp_path: Path) -> None:
+    # A session module that is imported in the fork-server, and a host that is made to print and to end.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'fork_server_main' in ' '.join(sys.orig_argv):\n"
+        "    import kensho.runtime.host_main as host_main\n"
+        "    def serve(*args, **named):\n"
+        "        os.write(2, (repr(sorted(os.environ.items())) + chr(10)).encode())\n"
+        "        raise SystemExit(7)\n"
+        "    host_main.serve = serve\n"
+    )
+
+    async def main() -> None:
+        server = ForkServer.launch({"PYTHONPATH": str(tmp_path), "A": "server"})
+        host = await server.start_host(env={"A": "host"}, allow_faults=False)
+        ended = await host.child.ended_within(10)
+        assert ended
+        assert ended.exit_code == 7
+        assert ended.last_words == "[('A', 'host'), ('OPENBLAS_NUM_THREADS', '1'), ('ORT_DISABLE_TELEMETRY', '1')]"
+        host.discard(0)
+        server.close()
+
+    run(main())
+
+
+def test_a_killed_host_is_reaped_and_says_its_signal() -> None:
+    async def main() -> None:
+        server = ForkServer.launch({})
+        for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
+            host = await server.start_host(env={}, allow_faults=False)
+            await ping(host)
+            os.kill(host.child.pid, number)
+            ended = await host.child.ended_within(5)
+            assert ended
+            assert ended.reason == number.name
+            assert not psutil.pid_exists(host.child.pid)
+            host.child.kill()
+            host.discard(0)
+        await eventually(lambda: descriptors(server.pid) == ["/dev/null", "/dev/null", "pipe", "socket"])
+        server.close()
+
+    run(main())
+
+
+def test_a_start_that_is_cancelled_leaves_no_host() -> None:
+    async def main() -> None:
+        server = ForkServer.launch({})
+        await ping(first := await server.start_host(env={}, allow_faults=False))
+        for turns in range(6):
+            task = asyncio.create_task(server.start_host(env={}, allow_faults=False))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                (await task).discard(5)
+        await ping(last := await server.start_host(env={}, allow_faults=False))
+        await eventually(lambda: len(psutil.Process(server.pid).children()) == 2)
+        assert {child.pid for child in psutil.Process(server.pid).children()} == {first.child.pid, last.child.pid}
+        first.discard(5)
+        last.discard(5)
+        server.close()
+
+    run(main())
+
+
+def test_hosts_die_with_a_killed_fork_server_even_if_they_hang() -> None:
+    async def main() -> None:
+        server = ForkServer.launch({})
+        hosts = [await server.start_host(env={}, allow_faults=False) for _ in range(2)]
+        for host in hosts:
+            await ping(host)
+            os.kill(host.child.pid, signal.SIGSTOP)
+        os.kill(server.pid, signal.SIGKILL)
+        for host in hosts:
+            ended = await host.child.ended_within(5)
+            assert ended
+            assert ended.reason == "SIGKILL"
+            host.discard(0)
+        with pytest.raises(EngineError):
+            await server.start_host(env={}, allow_faults=False)
+        assert server.close().reason == "SIGKILL"
+        for host in hosts:
+            await eventually(lambda pid=host.child.pid: not alive(pid))  # type: ignore[misc]  # process 1 reaps it
+
+    run(main())
+
+
+def test_fork_server_and_hosts_die_with_a_killed_application() -> None:
+    text = """
+import asyncio, time
+from kensho.runtime.fork_server import ForkServer
+from kensho.runtime.frames import Ping, encode
+async def main():
+    server = ForkServer.launch({})
+    host = await server.start_host(env={}, allow_faults=False)
+    host.sock.sendall(encode(Ping()))
+    host.sock.recv(99)  # it is armed
+    print(server.pid, host.child.pid, flush=True)
+    time.sleep(60)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)
+    assert parent.stdout
+    children = [psutil.Process(int(word)) for word in parent.stdout.readline().split()]
+    for child in children:
+        os.kill(child.pid, signal.SIGSTOP)
+    parent.kill()
+    parent.communicate()
+    gone, left = psutil.wait_procs(children, timeout=5)
+    assert len(gone) == 2, left
+
+
+def test_a_process_with_threads_refuses_to_be_a_fork_server(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+
+    async def main() -> None:
+        server = ForkServer.launch({"PYTHONPATH": str(tmp_path)})
+        with pytest.raises(EngineError, match="gone"):
+            await server.start_host(env={}, allow_faults=False)
+        ended = await server.ended_within(5)
+        assert ended
+        assert "a process with 2 threads must not fork" in ended.last_words
+        server.close()
+
+    run(main())
+
+
+# --- where an application's hosts come from ---
+
+
+def lost(events: list[Event]) -> list[str]:
+    return [event.reason for event in events if isinstance(event, ForkServerLost)]
+
+
+def test_the_first_host_is_spawned_and_later_ones_are_forked() -> None:
+    events: list[Event] = []
+
+    async def main() -> None:
+        supply = HostSupply(env={}, emit=events.append)
+        first = await supply.start(env={}, allow_faults=False)
+        assert supply.fork_server_pid is None
+        assert psutil.Process(first.child.pid).ppid() == os.getpid()
+        second, third = await asyncio.gather(*(supply.start(env={}, allow_faults=True) for _ in range(2)))
+        for host in (second, third):
+            assert psutil.Process(host.child.pid).ppid() == supply.fork_server_pid
+        for host in (first, second, third):
+            await ping(host)
+            host.discard(5)
+        supply.close()
+        supply.close()
+
+    run(main())
+    assert events == []
+
+
+def test_a_preforked_host_is_the_first_one_unless_faults_are_allowed() -> None:
+    async def main(allow_faults: bool) -> None:
+        first = prefork({})
+        supply = HostSupply(env={}, emit=print, first=first)
+        host = await supply.start(env={}, allow_faults=allow_faults)
+        assert (host.child.pid == first.pid) is not allow_faults
+        await ping(host)
+        host.discard(5)
+        other = await supply.start(env={}, allow_faults=allow_faults)
+        assert psutil.Process(other.child.pid).ppid() == supply.fork_server_pid
+        other.discard(5)
+        supply.close()
+        assert first.is_taken
+
+    run(main(False))
+    run(main(True))
+
+
+def test_a_killed_fork_server_is_noticed_told_and_replaced_at_the_next_start() -> None:
+    events: list[Event] = []
+
+    async def main() -> None:
+        supply = HostSupply(env={}, emit=events.append)
+        hosts = [await supply.start(env={}, allow_faults=False) for _ in range(2)]
+        await ping(hosts[1])
+        old = supply.fork_server_pid
+        assert old
+        os.kill(old, signal.SIGKILL)
+        while not events:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not psutil.pid_exists(old)
+        assert supply.fork_server_pid is None
+        hosts.append(await supply.start(env={}, allow_faults=False))
+        assert supply.fork_server_pid not in (None, old)
+        await ping(hosts[2])
+        # Killed and asked before the loop could see it: the start is served by a spawn.
+        os.kill(supply.fork_server_pid or 0, signal.SIGKILL)
+        hosts.append(await supply.start(env={}, allow_faults=False))
+        await ping(hosts[3])
+        for host in hosts:
+            host.discard(5)
+        supply.close()
+
+    run(main())
+    assert lost(events) == ["SIGKILL"] * 2
+
+
+def test_a_fork_server_that_cannot_start_costs_a_spawn_and_is_not_tried_for_ever(tmp_path: Path) -> None:
+    events: list[Event] = []
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif 'fork_server_main' in ' '.join(sys.orig_argv): sys.exit('no library here')\n"
+    )
+
+    async def main() -> None:
+        supply = HostSupply(env={"PYTHONPATH": str(tmp_path)}, emit=events.append)
+        for _ in range(MAX_FAILURES + 2):
+            host = await supply.start(env={}, allow_faults=False)
+            await ping(host)
+            host.discard(5)
+        supply.close()
+
+    run(main())
+    assert lost(events) == ["exit code 1 (SystemExit: no library here)"] * MAX_FAILURES
+
+
+def test_a_fork_server_that_hangs_is_left_alone_with_its_hosts_and_a_host_is_spawned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[Event] = []
+
+    async def main() -> None:
+        supply = HostSupply(env={}, emit=events.append)
+        hosts = [await supply.start(env={}, allow_faults=False) for _ in range(2)]
+        monkeypatch.setattr(host_supply, "FORK_S", 0.2)
+        os.kill(supply.fork_server_pid or 0, signal.SIGSTOP)
+        hosts.append(await supply.start(env={}, allow_faults=False))
+        assert supply.fork_server_pid is None
+        for host in hosts:
+            await ping(host)
+            host.sock.close()
+            os.close(host.segment)
+            host.child.kill()
+        for host in (hosts[0], hosts[2]):
+            host.child.reap(5)
+        supply.close()
+        assert hosts[1].child.reap(5).reason == "SIGKILL"
+
+    run(main())
+    assert lost(events) == ["it made no host within 0.2 s"]
+
+
+def test_a_request_without_descriptors_ends_the_fork_server_with_its_reason() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    module = "kensho.runtime.fork_server_main"
+    command = [sys.executable, "-m", module, str(os.getpid()), str(theirs.fileno())]
+    env = {"OPENBLAS_NUM_THREADS": "1"}
+    server = subprocess.Popen(command, env=env, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE)
+    theirs.close()
+    ours.send(json.dumps({"env": {}, "faults": False}).encode())
+    _, words = server.communicate(timeout=30)
+    ours.close()
+    assert server.returncode == 1
+    assert b"not enough values" in words
