@@ -82,7 +82,6 @@ __all__ = [
     "Event",
     "FallbackActivated",
     "ForkServerLost",
-    "ForkServerLost",
     "GraphCacheUnavailable",
     "GraphDropped",
     "GraphLoaded",
