@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from kensho.delivery.updater import PullReport
     from kensho.runtime.frames import FaultKind
     from kensho.runtime.loaded_graph import LoadedGraph
+    from kensho.runtime.prefork import Prefork
 
 
 class Kensho:
@@ -66,13 +67,17 @@ class Kensho:
         root: Path | None = None,
         listener: Callable[[Event], None] | None = None,
         has_log: bool = True,
+        first_host: "Prefork | None" = None,
     ) -> None:
+        """`first_host`: a host that was forked before the imports (`runtime.prefork`), for the first engine; the
+        caller closes it at the end."""
         if (source is None) != (root is None):
             raise UsageError("source and root go together", advice="give both, or neither for a store that exists")
         self.settings = settings
         self._clock = clock
         self._source = source
         self._root = root
+        self._first_host = first_host
         # The log lies in the store: before there is a store there is no log.
         self._pipeline = Pipeline(
             [LogFile(settings.store / "logs")] if has_log else [], clock=clock, level=settings.log_level
@@ -241,7 +246,9 @@ class Kensho:
 
             self._serving = Serving(
                 self.settings,
-                make_opener=lambda emit: ModelOpener(self.settings, clock=self._clock, emit=emit),
+                make_opener=lambda emit: ModelOpener(
+                    self.settings, clock=self._clock, emit=emit, first_host=self._first_host
+                ),
                 read_memory=read_memory,
                 clock=self._clock,
                 emit=self.emit,

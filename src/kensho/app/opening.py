@@ -23,9 +23,11 @@ from kensho.runtime.graph_cache import GraphCache
 from kensho.runtime.graph_identity import stated_kv_bytes
 from kensho.runtime.header import TABLE_SECTION, read_header
 from kensho.runtime.host import EngineHost
+from kensho.runtime.host_supply import HostSupply
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.loader import ModelLoader
 from kensho.runtime.machine import read_machine
+from kensho.runtime.prefork import Prefork
 from kensho.runtime.text import TextCodec
 from kensho.settings import Settings
 
@@ -49,12 +51,15 @@ class ServedModel(Struct):
 class ModelOpener:
     """Opens models. Used from one event loop; disk work is done in threads, computing in processes."""
 
-    def __init__(self, settings: Settings, *, clock: Clock, emit: Emit) -> None:
+    def __init__(
+        self, settings: Settings, *, clock: Clock, emit: Emit, first_host: Prefork | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._emit = emit
         self._threads = settings.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
         self._loader = _make_loader(settings, self._threads, clock=clock, emit=emit)
+        self._hosts = HostSupply(env=settings.child_env, emit=emit, first=first_host)
 
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
         """The graph, if it need not be made."""
@@ -136,6 +141,7 @@ class ModelOpener:
 
     def close(self) -> None:
         self._loader.close()
+        self._hosts.close()
 
     def _max_context(self, graph: LoadedGraph) -> int:
         return min(self._settings.max_context, graph.max_positions)
@@ -153,6 +159,7 @@ class ModelOpener:
             start_s=settings.start_timeout_s,
             inactivity_s=settings.inactivity_s,
             allow_faults=settings.allow_faults,
+            hosts=self._hosts,
         )
 
     def _scheduler_settings(self) -> SchedulerSettings:
