@@ -51,9 +51,7 @@ class ServedModel(Struct):
 class ModelOpener:
     """Opens models. Used from one event loop; disk work is done in threads, computing in processes."""
 
-    def __init__(
-        self, settings: Settings, *, clock: Clock, emit: Emit, first_host: Prefork | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock, emit: Emit, first_host: Prefork | None = None) -> None:
         self._settings = settings
         self._clock = clock
         self._emit = emit
