@@ -1,5 +1,6 @@
 """What a caller asks for and gets when a model answers."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from kensho.base.clock import Seconds
@@ -8,6 +9,8 @@ from kensho.base.structs import Struct, as_dict
 
 Priority = Literal["critical", "high", "normal", "low"]
 LoadSource = Literal["memory", "disk", "compile", "raw"]
+Prompt = str | Sequence[Mapping[str, str]]
+"""A question, or a conversation: messages with `role` and `content`, oldest first."""
 
 
 class GenerateOptions(Struct, kw_only=True):
@@ -68,6 +71,9 @@ class AnswerRecord(Struct, kw_only=True):
     gap_ms: float
     """Longest silence of a failover as the reader saw it."""
     is_fallback_model: bool = False
+    prompt_tokens: int
+    finish: Literal["stop", "length"]
+    """stop = the model ended it; length = max_tokens or the end of its context did."""
 
     def as_json(self) -> dict[str, object]:
         """The keys of `kensho run --json`."""

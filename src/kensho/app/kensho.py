@@ -7,15 +7,15 @@ Delivery is blocking and may be used with plain `with`; answering needs `async w
 What is only needed to answer is imported there: asyncio alone is 30 ms of CPU, a third of a `kensho status`.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kensho import __version__
-from kensho.app.answers import AnswerRecord, GenerateOptions, LoadSource, Token
+from kensho.app.answer_stream import AnswerStream
+from kensho.app.answers import GenerateOptions, Prompt
 from kensho.app.deliveries import SCRUB_RETRY_S, Deliveries, read_root
 from kensho.app.status import Status, with_tiers
 from kensho.base.clock import Clock
@@ -28,9 +28,8 @@ from kensho.base.errors import (
     TransportError,
     UsageError,
 )
-from kensho.base.events import Event, ScrubFailed
+from kensho.base.events import Event, Level, ScrubFailed, Service
 from kensho.base.ids import check_name
-from kensho.base.inference import Sampling
 from kensho.settings import Settings
 from kensho.telemetry.log_file import LogFile
 from kensho.telemetry.pipeline import Pipeline
@@ -38,15 +37,17 @@ from kensho.telemetry.pipeline import Pipeline
 if TYPE_CHECKING:
     import asyncio
 
-    from kensho.app.opening import ServedModel
+    from kensho.app.activity import LoadedModel
     from kensho.app.serving import Serving
     from kensho.delivery.checker import VerifyReport
+    from kensho.delivery.installed import Release
     from kensho.delivery.plan import Plan
     from kensho.delivery.releases import ReleaseRef
     from kensho.delivery.repair import RepairReport
     from kensho.delivery.store import InstalledModel
     from kensho.delivery.updater import PullReport
     from kensho.runtime.frames import FaultKind
+    from kensho.runtime.host import EngineHost
     from kensho.runtime.loaded_graph import LoadedGraph
     from kensho.runtime.prefork import Prefork
 
@@ -93,9 +94,17 @@ class Kensho:
     def emit(self, event: Event) -> None:
         self._pipeline.emit(event)
 
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call `listener` with every event from now on; returns the function that ends it."""
         return self._pipeline.listen(listener)
+
+    def set_level(self, service: Service, level: Level) -> None:
+        """From now on the log has what this service says at this level or above."""
+        self._pipeline.set_level(service, level)
 
     def now(self) -> datetime:
         """The wall clock's time, UTC."""
@@ -147,6 +156,10 @@ class Kensho:
         status = self._deliveries.status()
         return with_tiers(status, self._serving.tiers()) if self._serving else status
 
+    def releases(self) -> "list[Release]":
+        """Every installed version of every model; none where there is no store."""
+        return self._deliveries.store.state.releases() if self._deliveries.has_store() else []
+
     # --- answering: asyncio ---
 
     async def compile(self, model: str) -> "LoadedGraph":
@@ -161,13 +174,32 @@ class Kensho:
         await serving.pin(installed)
         return graph
 
-    def generate(self, model: str, prompt: str, options: GenerateOptions | None = None) -> "AnswerStream":
+    def generate(self, model: str, prompt: Prompt, options: GenerateOptions | None = None) -> AnswerStream:
         """The answer, token by token: iterate it once. `record` has the figures afterwards.
 
         Pulls the model first if it is not installed and a source was given. Iterating raises NotInstalled, Damaged,
         ModelError, CompileFailed, EngineError, Overloaded (see kensho.base.errors for what helps).
         """
-        return AnswerStream(self, check_name(model, "model name"), prompt, options or GenerateOptions())
+        return AnswerStream(
+            check_name(model, "model name"),
+            prompt,
+            options or GenerateOptions(),
+            find=self._ready_or_fallback,
+            serve=self._serve,
+            max_context=self.settings.max_context,
+            clock=self._clock,
+        )
+
+    def loaded(self) -> "list[LoadedModel]":
+        """What is loaded and how it does: tiers, engines, circuits, queues. Changes nothing, counts as no use.
+
+        For the event loop's thread.
+        """
+        if self._serving is None:
+            return []
+        from kensho.app.activity import describe_loaded
+
+        return describe_loaded(self._serving)
 
     def engine_pids(self, model: str) -> dict[str, int | None]:
         """Process ids of a loaded model's engine hosts by engine name; None for one that is not running."""
@@ -179,11 +211,11 @@ class Kensho:
 
         ConfigError unless the setting `allow_faults` is on, the model is loaded and has such an engine.
         """
-        served = self._serving.served(model) if self._serving else None
-        hosts = {host.name: host for host in served.engines} if served else {}
-        if engine not in hosts:
-            raise ConfigError(f"model {model!r} has no loaded engine {engine!r}", advice="let it answer once first")
-        hosts[engine].arm_fault(kind, times)
+        self._engine(model, engine).arm_fault(kind, times)
+
+    def clear_faults(self, model: str, engine: str) -> None:
+        """The engine works again as it can. Raises what `arm_fault` does."""
+        self._engine(model, engine).clear_faults()
 
     # --- the ends ---
 
@@ -237,6 +269,13 @@ class Kensho:
         self.close()
 
     # --- below ---
+
+    def _engine(self, model: str, engine: str) -> "EngineHost":
+        served = self._serving.served(model) if self._serving else None
+        hosts = {host.name: host for host in served.engines} if served else {}
+        if engine not in hosts:
+            raise ConfigError(f"model {model!r} has no loaded engine {engine!r}", advice="let it answer once first")
+        return hosts[engine]
 
     def _serve(self) -> "Serving":
         if self._serving is None:
@@ -312,83 +351,6 @@ class Kensho:
             if fallback is None:
                 raise
             return await self._ready(fallback), True
-
-
-class AnswerStream:
-    """The tokens of one answer. Iterate once; leave early with `aclose` (or by closing the application)."""
-
-    def __init__(self, app: Kensho, model: str, prompt: str, options: GenerateOptions) -> None:
-        self._app = app
-        self._began_s = app._clock.monotonic_s()
-        self._tokens = self._run(model, prompt, options)
-        self._record: AnswerRecord | None = None
-
-    @property
-    def record(self) -> AnswerRecord:
-        """What happened. ConfigError before the answer is complete."""
-        if self._record is None:
-            raise ConfigError("the answer is not complete", advice="iterate to its end first")
-        return self._record
-
-    def __aiter__(self) -> AsyncGenerator[Token, None]:
-        return self._tokens
-
-    async def aclose(self) -> None:
-        """Cancel: the engine stops within one step. Idempotent."""
-        await self._tokens.aclose()
-
-    async def _run(self, model: str, prompt: str, options: GenerateOptions) -> AsyncGenerator[Token, None]:
-        from kensho.resilience.admission import parse_priority
-
-        app, clock = self._app, self._app._clock
-        deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
-        installed, is_fallback = await app._ready_or_fallback(model)
-        serving = app._serve()
-        was_loaded = serving.is_loaded(installed)
-        async with serving.use(installed) as served:
-            loaded_s = clock.monotonic_s()
-            detokenizer = served.codec.detokenizer()
-            ids: list[int] = []
-            pieces: list[str] = []
-            first_s = loaded_s
-            answer = served.scheduler.submit(
-                served.codec.prompt_ids(prompt, is_raw=options.is_raw_prompt),
-                Sampling(options.max_tokens, options.temperature, options.seed, served.codec.stop_ids),
-                priority=parse_priority(options.priority),
-                deadline_s=deadline_s,
-                engine=options.engine,
-            )
-            async with aclosing(answer):
-                async for token in answer:
-                    if not ids:
-                        first_s = clock.monotonic_s()
-                    ids.append(token)
-                    pieces.append(detokenizer.push(token))
-                    yield Token(token, pieces[-1])
-            rest = detokenizer.finish()
-            if rest:
-                pieces.append(rest)
-                yield Token(None, rest)
-            figures = answer.record
-            self._record = AnswerRecord(
-                model=installed.model,
-                version=installed.version,
-                text="".join(pieces),
-                token_ids=tuple(ids),
-                load_source="memory" if was_loaded else _source(served),
-                load_seconds=0.0 if was_loaded else loaded_s - self._began_s,
-                first_token_seconds=first_s - self._began_s,
-                tokens_per_second=figures.tokens_per_second,
-                engine=figures.engine,
-                tier=served.tier_of(figures.engine),
-                failovers=figures.failovers,
-                gap_ms=figures.gap_ms,
-                is_fallback_model=is_fallback,
-            )
-
-
-def _source(served: "ServedModel") -> LoadSource:
-    return served.graph.source
 
 
 def _names(models: Sequence[str]) -> list[str]:

@@ -144,6 +144,13 @@ class Serving:
             for key, place in list(self._places.items())
         }
 
+    def loaded(self) -> list[tuple[ServedModel, LoadedTier, bool]]:
+        """What is loaded, on which tier, and whether it is pinned; the latest used last."""
+        return [
+            (place.loaded.served, LoadedTier(place.loaded.served.graph.tier, place.is_changing), place.is_pinned)
+            for place in list(self._places.values())
+        ]
+
     async def compile(self, installed: InstalledModel) -> LoadedGraph:
         """Find or make the graph, without loading it. Cancelling kills the compile child."""
         graph = await self._make(installed)

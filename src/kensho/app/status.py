@@ -1,6 +1,6 @@
 """How things stand, in one word, one sentence and details. Pure: made from what the store recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -116,6 +116,14 @@ def with_tiers(status: Status, loaded: Mapping[tuple[str, str], LoadedTier]) -> 
         found = loaded.get((model.model, model.version))
         models.append(replace(model, tier=found.tier, is_upgrading=found.is_upgrading) if found else model)
     return replace(status, models=tuple(models))
+
+
+def with_overload(status: Status, models: Sequence[str]) -> Status:
+    """The status of an application whose queues for these models refuse what is not important (row S5)."""
+    if not models or status.state not in ("ready", "degraded"):
+        return status
+    names = ", ".join(models)
+    return replace(status, state="overloaded", sentence=f"Overloaded, pausing unimportant work: {names}.")
 
 
 def make_status(

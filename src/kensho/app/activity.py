@@ -1,0 +1,71 @@
+"""What is loaded in this application and how it does, as values: for `status` and for whoever watches."""
+
+from kensho.app.serving import Serving
+from kensho.base.clock import Seconds
+from kensho.base.structs import Struct
+
+
+class EngineActivity(Struct, kw_only=True):
+    """One engine of a loaded model."""
+
+    engine: str
+    pid: int | None
+    """None: its process does not run now."""
+    tier: str
+    circuit: str
+    """CLOSED, OPEN, HALF_OPEN ...: see docs of `resilience.circuit`."""
+    reason: str
+    """Why it is in that state."""
+    fallback_for_s: Seconds | None
+    """Until time alone changes the state; None if it does not."""
+
+
+class LoadedModel(Struct, kw_only=True):
+    """One version of a model with engines up."""
+
+    model: str
+    version: str
+    tier: str
+    is_upgrading: bool
+    is_pinned: bool
+    engines: tuple[EngineActivity, ...]
+    level: str
+    """Of its queue: NORMAL, PRESSURED, SATURATED."""
+    waiting: dict[str, int]
+    """Requests in the queue, by priority."""
+    running: int
+    slots: int
+    """How many may run at once now."""
+
+
+def describe_loaded(serving: Serving) -> list[LoadedModel]:
+    """Everything that is loaded, the latest used last."""
+    found = []
+    for served, tier, is_pinned in serving.loaded():
+        queue = served.scheduler.snapshot()
+        engines = tuple(
+            EngineActivity(
+                engine=engine.name,
+                pid=engine.pid,
+                tier=served.tier_of(engine.name),
+                circuit=str(queue.circuits[engine.name].mode.value),
+                reason=queue.circuits[engine.name].reason,
+                fallback_for_s=queue.circuits[engine.name].leaves_in_s,
+            )
+            for engine in served.engines
+        )
+        found.append(
+            LoadedModel(
+                model=served.graph.model,
+                version=served.graph.version,
+                tier=tier.tier,
+                is_upgrading=tier.is_upgrading,
+                is_pinned=is_pinned,
+                engines=engines,
+                level=str(queue.level.value),
+                waiting={priority.name.lower(): count for priority, count in queue.waiting.items()},
+                running=queue.running,
+                slots=queue.slots,
+            )
+        )
+    return found

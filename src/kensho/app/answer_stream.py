@@ -1,0 +1,142 @@
+"""One answer as a stream of tokens: `Kensho.generate`'s result.
+
+answer = app.generate("dialogue", "Bonjour")
+async with aclosing(answer):
+    async for token in answer:
+        print(token.text, end="")
+answer.record                                # the figures
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Literal
+
+from kensho.app.answers import AnswerRecord, GenerateOptions, Prompt, Token
+from kensho.base.clock import Clock
+from kensho.base.errors import ConfigError
+from kensho.base.inference import Sampling
+
+if TYPE_CHECKING:
+    from kensho.app.serving import Serving
+    from kensho.delivery.store import InstalledModel
+    from kensho.runtime.text import TextCodec
+
+LONG_PROMPT_CHARS = 20_000
+"""Turning so many into ids takes some 10 ms: that is done beside the event loop."""
+
+
+class AnswerStream:
+    """The tokens of one answer. Iterate once; leave early with `aclose` (or by closing the application)."""
+
+    def __init__(
+        self,
+        model: str,
+        prompt: Prompt,
+        options: GenerateOptions,
+        *,
+        find: "Callable[[str], Awaitable[tuple[InstalledModel, bool]]]",
+        serve: "Callable[[], Serving]",
+        max_context: int,
+        clock: Clock,
+    ) -> None:
+        """`find` gives the installed model, or its fallback and True; `serve` what loads it."""
+        self._find = find
+        self._serve = serve
+        self._max_context = max_context
+        self._clock = clock
+        self._began_s = clock.monotonic_s()
+        self._tokens = self._run(model, prompt, options)
+        self._measure: Callable[[], AnswerRecord] | None = None
+        self._record: AnswerRecord | None = None
+
+    @property
+    def record(self) -> AnswerRecord:
+        """What happened. ConfigError before the answer is complete."""
+        if self._record is None:
+            raise ConfigError("the answer is not complete", advice="iterate to its end first")
+        return self._record
+
+    @property
+    def so_far(self) -> AnswerRecord:
+        """What has happened until now, also of an answer that was left early. ConfigError before its first token."""
+        if self._measure is None:
+            raise ConfigError("the answer has not begun", advice="wait for its first token")
+        return self._record or self._measure()
+
+    def __aiter__(self) -> AsyncGenerator[Token, None]:
+        return self._tokens
+
+    async def aclose(self) -> None:
+        """Cancel: the engine stops within one step. Idempotent."""
+        await self._tokens.aclose()
+
+    async def _run(self, model: str, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Token, None]:
+        from kensho.resilience.admission import parse_priority
+
+        clock = self._clock
+        deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
+        installed, is_fallback = await self._find(model)
+        serving = self._serve()
+        was_loaded = serving.is_loaded(installed)
+        async with serving.use(installed) as served:
+            loaded_s = first_s = clock.monotonic_s()
+            prompt_ids = await _encode(served.codec, prompt, is_raw=options.is_raw_prompt)
+            detokenizer = served.codec.detokenizer()
+            ids: list[int] = []
+            pieces: list[str] = []
+            answer = served.scheduler.submit(
+                prompt_ids,
+                Sampling(options.max_tokens, options.temperature, options.seed, served.codec.stop_ids),
+                priority=parse_priority(options.priority),
+                deadline_s=deadline_s,
+                engine=options.engine,
+            )
+            room = min(options.max_tokens, min(self._max_context, served.graph.max_positions) - len(prompt_ids))
+
+            def measure() -> AnswerRecord:
+                figures = answer.record
+                finish: Literal["stop", "length"] = "length" if len(ids) >= room else "stop"
+                return AnswerRecord(
+                    model=installed.model,
+                    version=installed.version,
+                    text="".join(pieces),
+                    token_ids=tuple(ids),
+                    load_source="memory" if was_loaded else served.graph.source,
+                    load_seconds=0.0 if was_loaded else loaded_s - self._began_s,
+                    first_token_seconds=first_s - self._began_s,
+                    tokens_per_second=figures.tokens_per_second,
+                    engine=figures.engine,
+                    tier=served.tier_of(figures.engine),
+                    failovers=figures.failovers,
+                    gap_ms=figures.gap_ms,
+                    is_fallback_model=is_fallback,
+                    prompt_tokens=len(prompt_ids),
+                    finish=finish,
+                )
+
+            async with aclosing(answer):
+                async for token in answer:
+                    if not ids:
+                        first_s = clock.monotonic_s()
+                        self._measure = measure
+                    ids.append(token)
+                    pieces.append(detokenizer.push(token))
+                    yield Token(token, pieces[-1])
+            rest = detokenizer.finish()
+            if rest:
+                pieces.append(rest)
+                yield Token(None, rest)
+            self._measure = measure
+            self._record = measure()
+
+
+async def _encode(codec: "TextCodec", prompt: Prompt, *, is_raw: bool) -> list[int]:
+    def encode() -> list[int]:
+        return codec.prompt_ids(prompt, is_raw=is_raw) if isinstance(prompt, str) else codec.chat_ids(prompt)
+
+    size = len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
+    if size <= LONG_PROMPT_CHARS:
+        return encode()
+    import asyncio
+
+    return await asyncio.to_thread(encode)
