@@ -25,6 +25,7 @@ from kensho.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from kensho.app import Kensho
+    from kensho.runtime.prefork import Prefork
 
 
 class Context(Struct):
@@ -34,12 +35,20 @@ class Context(Struct):
     settings: Settings
     output: Output
     clock: Clock
+    first_host: "Prefork | None" = None
+    """An engine host that is there already (`entry`), for the command that answers."""
 
     def open_app(self, *, has_log: bool = True) -> "Kensho":
         """The application on these settings, its events told by this command's output. Use it with `with`."""
         from kensho.app import Kensho
 
-        return Kensho(self.settings, clock=self.clock, listener=self.output.on_event, has_log=has_log)
+        return Kensho(
+            self.settings,
+            clock=self.clock,
+            listener=self.output.on_event,
+            has_log=has_log,
+            first_host=self.first_host,
+        )
 
 
 class Result(Struct):
@@ -50,8 +59,8 @@ class Result(Struct):
     error: KenshoError | None = None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+def main(argv: Sequence[str] | None = None, *, first_host: "Prefork | None" = None) -> int:
+    """Run one command; returns its exit code. `first_host` stays the caller's to close."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     clock = SystemClock()
     is_json = "--json" in arguments
@@ -59,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, command = parse(arguments)
         settings = load_settings(_overrides(args))
-        result: Result = command.run(Context(args, settings, output, clock))
+        result: Result = command.run(Context(args, settings, output, clock, first_host))
     except Said as text:
         sys.stdout.write(str(text))
         return exits.OK
