@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kensho.app import GenerateOptions, Kensho, serving, tiers
+from kensho.app import GenerateOptions, Kensho, opening, serving, tiers
 from kensho.base.clock import SystemClock
 from kensho.base.errors import NotEnoughMemory, UsageError
 from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, TierChanged
+from kensho.base.structs import replace
 from kensho.cli.main import main
 from kensho.delivery.disk import RealDisk
 from kensho.delivery.keys import keygen
@@ -231,9 +232,38 @@ def test_a_cached_graph_that_no_engine_can_start_with_is_made_anew(world: World)
     assert world.heard(GraphDropped) >= 1
 
 
+def test_a_graph_that_answers_otherwise_than_when_it_was_made_is_found_at_its_first_use_after_a_boot(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are right: as after a library of the engine was damaged, or a processor grew old."""
+
+    async def ask() -> str:
+        async with world.open() as app:
+            return await world.ask(app)
+
+    def boot(name: str) -> None:
+        monkeypatch.setattr(opening, "read_boot_id", lambda: name)
+
+    boot("first")
+    assert asyncio.run(ask()) == QUESTION.answer
+    boot("second")
+    assert asyncio.run(ask()) == QUESTION.answer  # and passes
+    assert (world.heard(CompileFinished), world.heard(GraphDropped)) == (1, 0)
+    (path,) = world.compiled()
+    header = read_header(path.parent)
+    ids = tuple((token + 1) % header.vocab_size for token in header.self_test.expected_ids)
+    path.write_bytes(dump_header(replace(header, self_test=replace(header.self_test, expected_ids=ids))))
+    boot("third")
+    assert asyncio.run(ask()) == QUESTION.answer
+    reasons = [event.reason for event in world.events if isinstance(event, GraphDropped)]
+    assert reasons == [
+        "no engine starts with it: the compiled graph of demo answers otherwise than when it was made",
+    ]
+    assert world.heard(CompileFinished) == 2
+
+
 def spoil_consistently(folder: Path) -> None:
     """Replace the graph by bytes that are no graph, and make the header agree."""
-    from kensho.base.structs import replace
     from kensho.runtime.artefact import graph_sections
 
     header = read_header(folder)

@@ -8,10 +8,11 @@ from typing import cast
 
 import pytest
 
+from kensho.app import serving as app_serving
 from kensho.app.opening import ServedModel
 from kensho.app.serving import LOOK_EVERY_S, RETRY_S, Serving
 from kensho.app.tiers import HOST_BYTES, IDLE_CLOSE_S, IDLE_MAPPED_S, PACK_TOKENS, RESERVE_BYTES, ModelSizes
-from kensho.base.errors import CompileFailed, EngineError, NotEnoughMemory
+from kensho.base.errors import CompileFailed, Damaged, EngineError, NotEnoughMemory, WrongNumbers
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.structs import replace
@@ -41,6 +42,11 @@ class Opener:
     released: int = 0
     compiles: int = 0
     has_closed: bool = False
+    damaged: set[str] = field(default_factory=set)
+    unfit: set[str] = field(default_factory=set)
+    """Models whose graph from the disk no engine can start with, or answers wrongly with."""
+    invalidated: list[str] = field(default_factory=list)
+    verified: list[str] = field(default_factory=list)
 
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
         return self._graph(installed, tier, "disk") if installed.model in self.compiled else None
@@ -71,6 +77,8 @@ class Opener:
             sizes,
         )
         await asyncio.sleep(0.05)
+        if graph.source == "disk" and installed.model in self.unfit:
+            raise WrongNumbers("it answers otherwise than when it was made")
         self.running.append(served)
         return served
 
@@ -81,8 +89,16 @@ class Opener:
     def release(self, graph: LoadedGraph) -> None:
         self.released += 1
 
+    async def verify(self, graph: LoadedGraph) -> None:
+        await asyncio.sleep(2)
+        self.verified.append(graph.model)
+        if graph.model in self.damaged:
+            raise Damaged("weights.bin of the compiled graph is damaged")
+
     async def invalidate(self, graph: LoadedGraph, reason: str) -> None:
         self.compiled.discard(graph.model)
+        self.damaged.discard(graph.model)
+        self.invalidated.append(reason)
 
     def close(self) -> None:
         self.has_closed = True
@@ -366,3 +382,77 @@ def test_under_memory_pressure_idle_models_are_closed_one_by_one(world: World) -
 
     world.run(scene)
     assert world.closed() == ["a", "b"]
+
+
+VERIFY_EVERY_S = 600.0
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day has ten minutes."""
+    monkeypatch.setattr(app_serving, "VERIFY_EVERY_S", VERIFY_EVERY_S)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_graph_that_rots_while_it_is_loaded_ends_its_engines_at_once_and_is_made_anew(world: World) -> None:
+    world.opener.compiled = {"m"}
+
+    async def scene(serving: Serving) -> None:
+        async with serving.use(world.model("m")) as served:
+            await asyncio.sleep(VERIFY_EVERY_S + 2 * LOOK_EVERY_S)
+            assert world.opener.verified == ["m"]
+            world.opener.damaged = {"m"}
+            await asyncio.sleep(VERIFY_EVERY_S + 2 * LOOK_EVERY_S)
+            assert served not in world.opener.running  # though a request is using it
+            assert world.opener.compiled == set()
+        assert await world.ask(serving) == "raw"
+        await asyncio.sleep(COMPILE_S + 1)
+        assert await world.ask(serving) == "mapped"
+
+    world.run(scene)
+    assert world.opener.invalidated == ["weights.bin of the compiled graph is damaged"]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_pinned_model_whose_graph_rots_is_loaded_again_without_being_asked(world: World) -> None:
+    world.opener.compiled = {"m"}
+
+    async def scene(serving: Serving) -> None:
+        await serving.pin(world.model("m"))
+        world.opener.damaged = {"m"}
+        await asyncio.sleep(VERIFY_EVERY_S + 2 * LOOK_EVERY_S + COMPILE_S)
+        assert world.opener.tiers == ["mapped"]
+        await asyncio.sleep(IDLE_CLOSE_S + 2 * LOOK_EVERY_S)
+        assert serving.is_loaded(world.model("m"))
+
+    world.run(scene)
+    assert world.opener.compiles == 1
+
+
+@pytest.mark.usefixtures("often")
+def test_loaded_graphs_are_verified_one_after_the_other_once_a_day(world: World) -> None:
+    world.opener.compiled = {"a", "b"}
+
+    async def scene(serving: Serving) -> None:
+        for name in "ab":
+            await serving.pin(world.model(name))
+        await asyncio.sleep(VERIFY_EVERY_S - 1)
+        assert world.opener.verified == []
+        await asyncio.sleep(3 * LOOK_EVERY_S)
+        assert world.opener.verified == ["a", "b"]
+        await asyncio.sleep(VERIFY_EVERY_S - 4 * LOOK_EVERY_S)
+        assert world.opener.verified == ["a", "b"]
+
+    world.run(scene)
+
+
+def test_a_cached_graph_that_answers_otherwise_than_it_did_is_dropped_and_raw_answers(world: World) -> None:
+    world.opener.compiled, world.opener.unfit = {"m"}, {"m"}
+
+    async def scene(serving: Serving) -> None:
+        assert await world.ask(serving) == "raw"
+        assert world.opener.invalidated == [
+            "no engine starts with it: it answers otherwise than when it was made",
+        ]
+
+    world.run(scene)

@@ -44,6 +44,9 @@ def test_what_is_warmed_is_listed_found_by_the_next_program_and_cleared(kensho: 
     assert (answer["text"], answer["load_source"]) == (question.answer, "disk")
     listed = kensho("graphs", "list")
     (graph,) = listed["graphs"]  # type: ignore[misc]
+    assert graph["used_by"] == ["demo 1.0.0"]
+    assert graph["form"] in graph["speeds_us"]
+    assert listed["failed"] == []
     assert {"key", "model", "version", "form", "size_bytes", "last_use", "state", "engine_version"} <= set(graph)
     assert (graph["key"], graph["version"], graph["state"]) == (warmed["key"], "1.0.0", "ready")
     statistics = listed["statistics"]

@@ -20,6 +20,7 @@ from kensho.runtime.graph_hashing import hash_section
 from kensho.runtime.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.machine import read_machine
+from kensho.testing.clock import VirtualClock
 
 MakeEntry = Callable[[GraphCache, str], GraphKey]
 
@@ -100,13 +101,24 @@ def events() -> list[Event]:
 
 
 @pytest.fixture
-def make_cache(tmp_path: Path, events: list[Event]) -> Iterator[Callable[..., GraphCache]]:
+def clock() -> VirtualClock:
+    """The caches' clock."""
+    return VirtualClock()
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path, events: list[Event], clock: VirtualClock) -> Iterator[Callable[..., GraphCache]]:
     """A cache on the same folder each time, as another process would have it."""
     numbers = count()
 
-    def make(limit_bytes: int = 1 << 30) -> GraphCache:
+    def make(limit_bytes: int = 1 << 30, boot: str = "first boot") -> GraphCache:
         return GraphCache(
-            tmp_path / "graphs", limit_bytes=limit_bytes, token=lambda: f"t{next(numbers)}", emit=events.append
+            tmp_path / "graphs",
+            limit_bytes=limit_bytes,
+            boot=boot,
+            clock=clock,
+            token=lambda: f"t{next(numbers)}",
+            emit=events.append,
         )
 
     yield make

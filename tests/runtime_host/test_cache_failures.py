@@ -89,12 +89,20 @@ class World:
         self.graphs = root / "graphs"
         self.scratch = root / "scratch"
         self.clock = VirtualClock()
+        self.boot = "first boot"
         self.events: list[Event] = []
         self.compiler = Scripted(write)
         self._numbers = count()
 
     def cache(self) -> GraphCache:
-        return GraphCache(self.graphs, limit_bytes=1 << 30, token=self._token, emit=self.events.append)
+        return GraphCache(
+            self.graphs,
+            limit_bytes=1 << 30,
+            boot=self.boot,
+            clock=self.clock,
+            token=self._token,
+            emit=self.events.append,
+        )
 
     def load(self, machine: Machine = HERE, **digests: bytes) -> LoadedGraph:
         """As a program does that starts, loads the model and ends."""
@@ -286,7 +294,9 @@ from kensho.runtime.machine import read_machine
 root, model = Path(sys.argv[1]), Path({str(model_folder)!r})
 said = []
 token = lambda: token_hex(4)
-loader = ModelLoader(cache=GraphCache(root / "small/graphs", limit_bytes=1 << 30, token=token, emit=said.append),
+clock = SystemClock()
+cache = GraphCache(root / "small/graphs", limit_bytes=1 << 30, boot="b", clock=clock, token=token, emit=said.append)
+loader = ModelLoader(cache=cache,
     compiler=Compiler(env={{}}, stall_s=60, emit=lambda event: None), scratch=root / "scratch", token=token,
     machine=read_machine(), clock=SystemClock(), emit=said.append, max_context=256, threads=1)
 digests = {{path.name: digest_of(path.read_bytes()) for path in model.iterdir()}}

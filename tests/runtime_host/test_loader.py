@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kensho.base.errors import CompileFailed, ModelError, NotEnoughSpace, StorageError, UnknownArchitecture
+from kensho.base.errors import CompileFailed, Damaged, ModelError, NotEnoughSpace, StorageError, UnknownArchitecture
 from kensho.base.events import (
     CompileFinished,
     CompileRetried,
@@ -77,21 +77,33 @@ class World:
         self.scratch = root / "scratch"
         self.events: list[Event] = []
         self.compiler = Scripted(write)
+        self.clock = VirtualClock()
+        self.boot = "first boot"
         self._numbers = count()
+
+    def token(self) -> str:
+        return f"t{next(self._numbers)}"
+
+    def cache(self, limit_bytes: int = 1 << 30) -> GraphCache:
+        return GraphCache(
+            self.graphs,
+            limit_bytes=limit_bytes,
+            boot=self.boot,
+            clock=self.clock,
+            token=self.token,
+            emit=self.events.append,
+        )
 
     def loader(
         self, compiler: GraphCompiler | None = None, machine: Machine = MACHINE, limit_bytes: int = 1 << 30
     ) -> ModelLoader:
-        def token() -> str:
-            return f"t{next(self._numbers)}"
-
         return ModelLoader(
-            cache=GraphCache(self.graphs, limit_bytes=limit_bytes, token=token, emit=self.events.append),
+            cache=self.cache(limit_bytes),
             compiler=compiler or self.compiler,
             scratch=self.scratch,
-            token=token,
+            token=self.token,
             machine=machine,
-            clock=VirtualClock(),
+            clock=self.clock,
             emit=self.events.append,
             max_context=2048,
             threads=1,
@@ -194,7 +206,7 @@ def test_the_three_graphs_released_last_stay_and_those_in_use_too(world: World) 
 def test_what_is_handed_out_cannot_be_evicted_by_another_process(world: World) -> None:
     loader = world.loader()
     graph = world.load(loader)
-    other = GraphCache(world.graphs, limit_bytes=1, token=lambda: "o", emit=print)
+    other = GraphCache(world.graphs, limit_bytes=1, boot="b", clock=world.clock, token=lambda: "o", emit=print)
     assert other.evict(0) == 0
     loader.release(graph)
     assert other.evict(0) == 0
@@ -399,7 +411,9 @@ root, model = Path(sys.argv[1]), Path(sys.argv[2])
 env = {"PYTHONPATH": sys.argv[3]} if len(sys.argv) > 3 else {}
 def say(event): print(event.name, flush=True)
 def token(): return token_hex(4)
-loader = ModelLoader(cache=GraphCache(root / "graphs", limit_bytes=1 << 30, token=token, emit=say),
+clock = SystemClock()
+cache = GraphCache(root / "graphs", limit_bytes=1 << 30, boot="b", clock=clock, token=token, emit=say)
+loader = ModelLoader(cache=cache,
     compiler=Compiler(env=env, stall_s=60, emit=say), scratch=root / "scratch", token=token, machine=read_machine(),
     clock=SystemClock(), emit=say, max_context=256, threads=1)
 digests = {path.name: digest_of(path.read_bytes()) for path in model.iterdir()}
@@ -437,7 +451,7 @@ def test_a_broken_note_on_the_lock_of_a_key_says_nothing(world: World, note: byt
     key = world.load(world.loader()).key
     world.loader()
     shutil.rmtree(world.graphs / key)
-    cache = GraphCache(world.graphs, limit_bytes=1, token=lambda: "x", emit=world.events.append)
+    cache = world.cache(limit_bytes=1)
     lock = cache.compile_lock(key)
     assert lock
     lock.note(note)
@@ -506,3 +520,35 @@ def test_a_real_model_is_loaded_from_every_place(world: World, model_copy: Path)
     assert asyncio.run(load(real_loader(world))).source == "disk"
     with pytest.raises(ModelError):
         asyncio.run(load(real_loader(world), "raw"))
+
+
+def test_a_graph_in_use_is_hashed_on_request_and_its_rot_found(world: World) -> None:
+    loader = world.loader()
+    graph = world.load(loader)
+    asyncio.run(loader.verify(graph))
+    path = graph.graph_folder / "weights.bin"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Damaged, match=r"weights.bin of the compiled graph is damaged"):
+        asyncio.run(loader.verify(graph))
+    asyncio.run(loader.verify(world.load(loader, tier="raw")))
+    loader.close()
+
+
+def test_a_graph_is_unproved_in_a_new_boot_until_it_is_confirmed(world: World) -> None:
+    loader = world.loader()
+    assert world.load(loader).is_proved  # the compiler has tested it a moment ago
+    loader.close()
+    world.boot = "second boot"
+    for _ in range(2):
+        loader = world.loader()
+        graph = world.load(loader)
+        assert (graph.source, graph.is_proved) == ("disk", False)
+        loader.close()
+    loader = world.loader()
+    graph = world.load(loader)
+    asyncio.run(loader.confirm(graph))
+    assert world.load(loader).is_proved
+    loader.close()
+    assert world.load(world.loader()).is_proved

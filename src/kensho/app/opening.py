@@ -6,12 +6,15 @@ Nothing is decided here. What `start` returns is running processes; give it back
 import asyncio
 import os
 from collections.abc import Awaitable
+from contextlib import aclosing
 from pathlib import Path
 
 from kensho.app.tiers import COPIES, ModelSizes
 from kensho.base.clock import Clock
+from kensho.base.errors import WrongNumbers
 from kensho.base.events import Emit
 from kensho.base.ids import Digest
+from kensho.base.inference import Sampling
 from kensho.base.structs import Struct, replace
 from kensho.delivery.store import InstalledModel
 from kensho.resilience.circuit import BreakerSettings
@@ -20,6 +23,7 @@ from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.runtime.compiler import Compiler
 from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache
+from kensho.runtime.graph_entry import read_boot_id
 from kensho.runtime.graph_identity import stated_kv_bytes
 from kensho.runtime.header import TABLE_SECTION, read_header
 from kensho.runtime.host import EngineHost
@@ -115,6 +119,7 @@ class ModelOpener:
             )
             await scheduler.__aenter__()
             try:
+                await self._prove(graph, (primary, standby))
                 return ServedModel(graph, await loading, scheduler, (primary, standby), sizes)
             except BaseException:
                 await scheduler.close()
@@ -123,6 +128,27 @@ class ModelOpener:
             loading.cancel()
             self._loader.release(graph)
             raise
+
+    async def _prove(self, graph: LoadedGraph, engines: tuple[EngineHost, ...]) -> None:
+        """The first use in this boot of the machine: right bytes are not yet right answers, if the engine or the
+        processor is not what it was. 0.1 s."""
+        if graph.is_proved:
+            return
+        engine = next((engine for engine in engines if engine.is_alive), engines[0])
+        vector = read_header(graph.graph_folder).self_test
+        sampling = Sampling(max_tokens=len(vector.expected_ids))
+        async with aclosing(engine.generate(vector.prompt_ids, (), sampling)) as stream:
+            ids = tuple([token async for token in stream])
+        if not ids or ids != vector.expected_ids[: len(ids)]:  # a short context ends it early
+            raise WrongNumbers(
+                f"the compiled graph of {graph.model} answers otherwise than when it was made",
+                advice="it is compiled again",
+            )
+        await self._loader.confirm(graph)
+
+    async def verify(self, graph: LoadedGraph) -> None:
+        """Hash a graph that is in use, slowly. Raises Damaged."""
+        await self._loader.verify(graph)
 
     async def end(self, served: ServedModel) -> None:
         """End its engines; nothing of them is left. Idempotent for the engines, not for the graph."""
@@ -173,7 +199,7 @@ class ModelOpener:
 
 def _make_loader(settings: Settings, threads: int, *, clock: Clock, emit: Emit) -> ModelLoader:
     return ModelLoader(
-        cache=make_cache(settings, emit=emit),
+        cache=make_cache(settings, clock=clock, emit=emit),
         compiler=Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=emit),
         scratch=Path(settings.child_env.get("TMPDIR") or "/tmp"),  # noqa: S108 - its folders are private
         token=_token,
@@ -185,9 +211,16 @@ def _make_loader(settings: Settings, threads: int, *, clock: Clock, emit: Emit) 
     )
 
 
-def make_cache(settings: Settings, *, emit: Emit) -> GraphCache:
+def make_cache(settings: Settings, *, clock: Clock, emit: Emit) -> GraphCache:
     """The store's graph cache."""
-    return GraphCache(settings.store / "graphs", limit_bytes=settings.graph_cache_bytes, token=_token, emit=emit)
+    return GraphCache(
+        settings.store / "graphs",
+        limit_bytes=settings.graph_cache_bytes,
+        boot=read_boot_id(),
+        clock=clock,
+        token=_token,
+        emit=emit,
+    )
 
 
 def _token() -> str:

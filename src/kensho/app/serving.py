@@ -7,12 +7,11 @@ LOOK_EVERY_S and carries it out, off the path of requests. Everything runs on on
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 from kensho.app.opening import ServedModel
+from kensho.app.places import Key, Loaded, Opener, Place
 from kensho.app.status import LoadedTier
 from kensho.app.tiers import (
     COPIES,
@@ -26,10 +25,9 @@ from kensho.app.tiers import (
     models_to_close,
 )
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
+from kensho.base.errors import CompileFailed, Damaged, EngineError, KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
-from kensho.base.structs import Struct, field
-from kensho.delivery.leases import Lease, lease_version
+from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
 from kensho.runtime.frames import Tier
 from kensho.runtime.loaded_graph import LoadedGraph
@@ -39,48 +37,8 @@ from kensho.settings import Settings
 LOOK_EVERY_S: Seconds = 5.0
 RETRY_S: Seconds = 300.0
 """After an upgrade that failed (guess); the graph cache has a longer memory for compiles that fail again and again."""
-
-
-class Opener(Protocol):
-    """What is needed of `opening.ModelOpener`."""
-
-    async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None: ...
-    async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph: ...
-    async def sizes(self, graph: LoadedGraph) -> ModelSizes: ...
-    async def start(
-        self, installed: InstalledModel, graph: LoadedGraph, sizes: ModelSizes, codec: TextCodec | None
-    ) -> ServedModel: ...
-    async def end(self, served: ServedModel) -> None: ...
-    def release(self, graph: LoadedGraph) -> None: ...
-    async def invalidate(self, graph: LoadedGraph, reason: str) -> None: ...
-    def close(self) -> None: ...
-
-
-class _Loaded(Struct, frozen=False):
-    """The engines of one tier and how many requests they have."""
-
-    served: ServedModel
-    users: int = 0
-
-
-class _Place(Struct, frozen=False):
-    """One loaded version. The lease keeps its files: an engine that is started again opens them anew."""
-
-    installed: InstalledModel
-    lease: Lease
-    loaded: _Loaded
-    used_at_s: Seconds
-    is_pinned: bool = False
-    tokens: deque[tuple[Seconds, int]] = field(factory=deque)
-    changing: asyncio.Task[None] | None = None
-    retry_at_s: Seconds = 0.0
-
-    @property
-    def is_changing(self) -> bool:
-        return self.changing is not None and not self.changing.done()
-
-
-Key = tuple[str, str]
+VERIFY_EVERY_S: Seconds = 86400.0
+"""How often the bytes of a graph that stays loaded are hashed again (guess). Bits rot on disks, and in memory too."""
 
 
 class Serving:
@@ -101,11 +59,12 @@ class Serving:
         self._read_memory = read_memory
         self._clock = clock
         self._emit = emit
-        self._places: dict[Key, _Place] = {}  # in order of use, the latest last
+        self._places: dict[Key, Place] = {}  # in order of use, the latest last
         self._lanes: dict[Key, asyncio.Lock] = {}
-        self._retired: list[_Loaded] = []
+        self._retired: list[Loaded] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
+        self._verifying: asyncio.Task[None] | None = None
         self._is_finishing = False
 
     @asynccontextmanager
@@ -167,7 +126,7 @@ class Serving:
         """End every engine and every compile; nothing is left behind. Idempotent."""
         places, self._places = list(self._places.values()), {}
         retired, self._retired = self._retired, []
-        tasks = [self._looking, *(place.changing for place in places)]
+        tasks = [self._looking, self._verifying, *(place.changing for place in places)]
         for task in tasks:
             if task:
                 task.cancel()
@@ -180,7 +139,7 @@ class Serving:
 
     # --- opening ---
 
-    async def _place(self, installed: InstalledModel) -> _Place:
+    async def _place(self, installed: InstalledModel) -> Place:
         key = (installed.model, installed.version)
         async with self._lanes.setdefault(key, asyncio.Lock()):
             place = self._places.pop(key, None) or await self._open(installed)
@@ -189,8 +148,9 @@ class Serving:
                 self._looking = asyncio.create_task(self._look())
             return place
 
-    async def _open(self, installed: InstalledModel) -> _Place:
-        """A graph from the cache that no engine can start with is dropped, and made anew (R7)."""
+    async def _open(self, installed: InstalledModel) -> Place:
+        """A graph from the cache that no engine can start with, or that answers otherwise than it did, is dropped and
+        made anew (R7)."""
         lease = lease_version(installed.folder)
         if lease is None:
             raise NotInstalled(f"{installed.model} {installed.version} was removed a moment ago", advice="ask again")
@@ -200,10 +160,8 @@ class Serving:
                 served = await self._start(installed, graph)
             except NotEnoughMemory:
                 raise
-            except EngineError as error:
-                if graph.source == "disk":
-                    await self._opener.invalidate(graph, f"no engine starts with it: {error.message}")
-                elif graph.tier != "raw" or self._settings.tier == "raw":
+            except EngineError:
+                if graph.source != "disk" and (graph.tier != "raw" or self._settings.tier == "raw"):
                     raise
                 # Exact and slow does not start either: only the compiled form is left.
                 again = await (self._first_graph(installed) if graph.tier != "raw" else self._make(installed))
@@ -211,7 +169,8 @@ class Serving:
         except BaseException:
             lease.close()
             raise
-        place = _Place(installed, lease, _Loaded(served), self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        place = Place(installed, lease, Loaded(served), now_s, verified_at_s=now_s)
         self._adjust(place)
         return place
 
@@ -246,7 +205,12 @@ class Serving:
         except BaseException:
             self._opener.release(graph)
             raise
-        return await self._opener.start(installed, graph, sizes, codec)
+        try:
+            return await self._opener.start(installed, graph, sizes, codec)
+        except EngineError as error:
+            if graph.source == "disk":
+                await self._opener.invalidate(graph, f"no engine starts with it: {error.message}")
+            raise
 
     # --- memory ---
 
@@ -285,14 +249,14 @@ class Serving:
             for key, place in self._places.items()
         ]
 
-    def _idle_s(self, place: _Place) -> Seconds:
+    def _idle_s(self, place: Place) -> Seconds:
         return 0.0 if place.loaded.users else self._clock.monotonic_s() - place.used_at_s
 
     def _close_some(self) -> None:
         for key in models_to_close(self._uses(), self._free_bytes()):
             self._spawn(self._end_place(self._places.pop(key)))
 
-    async def _end_place(self, place: _Place) -> None:
+    async def _end_place(self, place: Place) -> None:
         """End a model that was taken from the places, so that nobody can get it meanwhile."""
         idle_s = self._idle_s(place)
         if place.changing:
@@ -312,8 +276,9 @@ class Serving:
             self._close_some()
             for place in list(self._places.values()):
                 self._adjust(place)
+            self._verify_one()
 
-    def _adjust(self, place: _Place) -> None:
+    def _adjust(self, place: Place) -> None:
         """Begin to change the model's tier, if it should have another one."""
         now_s = self._clock.monotonic_s()
         is_settled = self._settings.tier != "auto" or self._is_finishing
@@ -333,7 +298,7 @@ class Serving:
         if wanted != served.graph.tier:
             place.changing = asyncio.create_task(self._change(place, wanted))
 
-    async def _change(self, place: _Place, wanted: Tier) -> None:
+    async def _change(self, place: Place, wanted: Tier) -> None:
         """Make the graph, start its engines and let them take the requests from now on."""
         installed, before = place.installed, place.loaded
         try:
@@ -349,7 +314,7 @@ class Serving:
             tier = before.served.graph.tier
             self._emit(TierKept(model=installed.model, version=installed.version, tier=tier, reason=error.message))
             return
-        place.loaded = _Loaded(served)
+        place.loaded = Loaded(served)
         self._retired.append(before)
         self._emit(
             TierChanged(
@@ -360,6 +325,40 @@ class Serving:
             )
         )
         self._end_retired()
+
+    # --- bits that rot ---
+
+    def _verify_one(self) -> None:
+        """Begin to hash the graph that was hashed longest ago, if that was long ago; one at a time."""
+        if self._verifying is not None and not self._verifying.done():
+            return
+        due_s = self._clock.monotonic_s() - VERIFY_EVERY_S
+        due = [place for place in self._places.values() if place.verified_at_s <= due_s]
+        if due:
+            self._verifying = asyncio.create_task(self._verify(min(due, key=lambda place: place.verified_at_s)))
+
+    async def _verify(self, place: Place) -> None:
+        graph = place.loaded.served.graph
+        try:
+            await self._opener.verify(graph)
+        except Damaged as error:
+            await self._give_up(place, graph, error.message)
+        place.verified_at_s = self._clock.monotonic_s()
+
+    async def _give_up(self, place: Place, graph: LoadedGraph, reason: str) -> None:
+        """End every engine on this graph now, whoever it is answering: no token more from wrong bytes. The next
+        request opens the model anew."""
+        installed = place.installed
+        key = (installed.model, installed.version)
+        async with self._lanes.setdefault(key, asyncio.Lock()):
+            if self._places.get(key) is place:
+                await self._end_place(self._places.pop(key))
+            same = [loaded for loaded in self._retired if loaded.served.graph.key == graph.key]
+            self._retired = [loaded for loaded in self._retired if loaded not in same]
+            await asyncio.gather(*(self._opener.end(loaded.served) for loaded in same))
+            await self._opener.invalidate(graph, reason)
+        if place.is_pinned:
+            await self.pin(installed)
 
     def _end_retired(self) -> None:
         over = [loaded for loaded in self._retired if loaded.users == 0]

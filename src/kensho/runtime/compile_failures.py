@@ -20,6 +20,7 @@ BARRED_S: Seconds = 3600.0
 """Guess: long enough that a broken model costs nothing, short enough that a mended machine is noticed."""
 _MAX_BYTES = 4096
 _MAX_REASON = 300
+_MAX_NAME = 200
 
 
 class CompileFailures(Struct):
@@ -29,6 +30,8 @@ class CompileFailures(Struct):
     at_wall_s: Seconds
     stage: str
     reason: str
+    model: str = ""
+    """Its name and version, for people."""
 
     def barred_s(self, now_wall_s: Seconds) -> Seconds:
         """How long it is not tried any more; 0 = it may be tried."""
@@ -36,23 +39,29 @@ class CompileFailures(Struct):
         return BARRED_S - age_s if self.count >= FAILURES and 0 <= age_s < BARRED_S else 0.0
 
 
-def add_failure(before: CompileFailures | None, now_wall_s: Seconds, stage: str, reason: str) -> CompileFailures:
+def add_failure(
+    before: CompileFailures | None, now_wall_s: Seconds, stage: str, reason: str, model: str = ""
+) -> CompileFailures:
     """One failure more. After the time of a bar one more failure bars again."""
-    return CompileFailures((before.count if before else 0) + 1, now_wall_s, stage[:40], reason[:_MAX_REASON])
+    count = (before.count if before else 0) + 1
+    return CompileFailures(count, now_wall_s, stage[:_MAX_NAME], reason[:_MAX_REASON], model[:_MAX_NAME])
 
 
 def parse_failures(data: bytes) -> CompileFailures | None:
     """The record in these bytes; None if there is anything odd about them. Never raises."""
     try:
-        count, at_wall_s, stage, reason = json.loads(data)
+        count, at_wall_s, *texts = json.loads(data)
+        stage, reason, model = texts if len(texts) == 3 else (*texts, "")  # those of before had no name
     except (ValueError, TypeError, RecursionError):
         return None
-    is_good = type(count) is int and type(at_wall_s) is float and isinstance(stage, str) and isinstance(reason, str)
-    return CompileFailures(count, at_wall_s, stage, reason) if is_good else None
+    is_good = (
+        type(count) is int and type(at_wall_s) is float and all(isinstance(t, str) for t in (stage, reason, model))
+    )
+    return CompileFailures(count, at_wall_s, stage, reason, model) if is_good else None
 
 
 def dump_failures(record: CompileFailures) -> bytes:
-    return json.dumps([record.count, record.at_wall_s, record.stage, record.reason]).encode()
+    return json.dumps([record.count, record.at_wall_s, record.stage, record.reason, record.model]).encode()
 
 
 def read_failures(path: Path) -> CompileFailures | None:

@@ -1,47 +1,42 @@
 """Compiled graphs on disk: `graphs/<key>/`, never served unless every byte was verified (rows R2, R3, R7, R8).
 
-Rules: (1) an entry appears by rename, complete, hashed and fsynced, or not at all; (2) every byte is hashed once per
-machine and whenever a file's stamp changed (`graph_record`); anything else than the verified bytes is a miss, and is
-dropped by whoever compiles the key again; (3) one process compiles a key (`compile_lock`), the others wait; (4) an
-entry in use is pinned and not evicted; the rest is evicted longest unused first when the bound is passed; (5) what
-the disk refuses is a `StorageError` from the methods that write: the caller works without the cache.
+Rules: (1) an entry appears by rename, complete, hashed and fsynced, or not at all; (2) every byte is hashed before the
+first use after each boot of the machine, after a week, and whenever a file's stamp changed (`graph_record`); the graph
+itself, which is small, before every use; anything else than the verified bytes is a miss, and is dropped by whoever
+compiles the key again; (3) one process compiles a key (`compile_lock`), the others wait; (4) an entry in use is pinned
+and not evicted; the rest is evicted longest unused first when the bound is passed; (5) what the disk refuses is a
+`StorageError` from the methods that write: the caller works without the cache.
 
-Blocking; a lookup of a verified entry costs about a millisecond. Bits that rot on the disk itself under an unchanged
-stamp are found only by `verify`, which hashes: call it in the background.
+Blocking; a lookup of a verified entry costs two milliseconds, an unverified one 0.5 ms per MiB and processor.
 """
 
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from kensho.base.clock import Seconds
+from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import Damaged, StorageError
 from kensho.base.events import Emit, GraphDropped
 from kensho.base.ids import GraphKey
-from kensho.base.structs import Struct
+from kensho.base.structs import Struct, replace
 from kensho.runtime.compile_failures import CompileFailures, add_failure, read_failures, write_failures
-from kensho.runtime.graph_hashing import verify_graph
+from kensho.runtime.graph_entry import FILES, damaged, read_record, read_stamps, write_record
+from kensho.runtime.graph_hashing import verify_files, verify_graph
 from kensho.runtime.graph_kin import find_replaced
 from kensho.runtime.graph_record import (
     MAX_RECORD_BYTES,
     RECORD_FILE,
     CachedGraph,
     GraphRecord,
-    Stamp,
     choose_evictions,
-    dump_record,
-    parse_record,
-    stamp_of,
+    is_trusted,
 )
 from kensho.runtime.graph_statistics import GraphStatistics, count_load, read_statistics
 from kensho.runtime.header import (
     GRAPH_FILE,
-    HEADER_FILE,
-    WEIGHTS_FILE,
     GraphHeader,
     KeyFields,
     graph_key,
@@ -70,8 +65,8 @@ _LASTING = frozenset(
     }
 )
 """What the same call meets again a moment later. Anything else (EIO, ESTALE, EBUSY ...) may pass."""
-_FILES = (HEADER_FILE, GRAPH_FILE, WEIGHTS_FILE)
 _KEY_LENGTH = 64
+_FAILURES = "?" * _KEY_LENGTH + ".failed"
 _MODE = 0o644
 """Of an entry's files, whatever the umask says: see `_stamps`."""
 
@@ -85,6 +80,8 @@ class Hit(Struct):
     folder: Path
     header: GraphHeader
     pin: Pin
+    is_proved: bool
+    """In this boot of the machine it has passed its self-test; if not, `confirm` when it has."""
 
 
 class Miss(Struct):
@@ -95,14 +92,17 @@ class Miss(Struct):
 class GraphCache:
     """The folder `graphs/` of a store. Safe to use from several processes and threads."""
 
-    def __init__(self, folder: Path, *, limit_bytes: int, token: Token, emit: Emit) -> None:
+    def __init__(self, folder: Path, *, limit_bytes: int, boot: str, clock: Clock, token: Token, emit: Emit) -> None:
+        """`boot` names this boot of the machine; empty: no earlier process of it is trusted."""
         self._folder = folder
+        self._boot = boot
+        self._clock = clock
         self._limit_bytes = limit_bytes
         self._token = token
         self._emit = emit
 
     def lookup(self, key: GraphKey) -> Hit | Miss:
-        """The entry, or why there is none. Hashes it when it was never verified or its files' stamps changed."""
+        """The entry, or why there is none. Hashes it when nobody vouches for its bytes."""
         folder = self._folder / key
         try:
             pin = pin_graph(folder)
@@ -111,22 +111,27 @@ class GraphCache:
         except OSError as error:
             return Miss("unreadable", str(error.strerror))
         try:
-            header = self._check(key, folder, has_to_hash=False)
+            header, is_proved = self._check(key, folder)
         except Damaged as error:
             pin.close()
             return Miss(_reason(error), error.message)
         except BaseException:
             pin.close()
             raise
-        return Hit(folder, header, pin)
+        return Hit(folder, header, pin, is_proved)
 
-    def verify(self, key: GraphKey) -> None:
-        """Hash every byte of the entry (0.5 ms per MiB), whatever its stamps. Raises Damaged: `drop` it then."""
-        self._check(key, self._folder / key, has_to_hash=True)
+    def confirm(self, key: GraphKey) -> None:
+        """The entry was found by `lookup` and has passed its self-test: trust it until the machine starts again, the
+        week is over or a file changes. Raises no error."""
+        folder = self._folder / key
+        with contextlib.suppress(Damaged):
+            stamps, record = read_stamps(folder, self._owners()), read_record(folder)
+            if record and record.files == stamps:
+                self._vouch(folder, record)
 
     def peek(self, key: GraphKey) -> GraphHeader:
         """The header of an entry, which is not used by that; no other byte is checked. Raises Damaged."""
-        self._stamps(self._folder / key)  # a pipe in the place of a file is never opened
+        read_stamps(self._folder / key, self._owners())  # a pipe in the place of a file is never opened
         return read_header(self._folder / key)
 
     def keys(self) -> dict[GraphKey, KeyFields]:
@@ -141,9 +146,19 @@ class GraphCache:
         """What is remembered of compiles of this key that failed."""
         return read_failures(self._failures_file(key))
 
-    def note_failure(self, key: GraphKey, now_wall_s: Seconds, stage: str, reason: str) -> None:
+    def note_failure(self, key: GraphKey, now_wall_s: Seconds, stage: str, reason: str, model: str) -> None:
         """Remember that a compile of this key failed; the caller holds its `compile_lock`. A good one forgets it."""
-        write_failures(self._failures_file(key), add_failure(self.failures(key), now_wall_s, stage, reason))
+        write_failures(self._failures_file(key), add_failure(self.failures(key), now_wall_s, stage, reason, model))
+
+    def all_failures(self) -> dict[GraphKey, CompileFailures]:
+        """What is remembered of every key. Raises no error."""
+        found = {}
+        with contextlib.suppress(OSError):
+            for path in sorted(self._folder.glob(_FAILURES)):
+                failures = read_failures(path)
+                if failures:
+                    found[GraphKey(path.stem)] = failures
+        return found
 
     def statistics(self) -> GraphStatistics:
         return read_statistics(self._folder)
@@ -200,20 +215,21 @@ class GraphCache:
                 advice="raise graph_cache_bytes",
             )
         with _translated("written"):
-            for name in _FILES:
+            for name in FILES:
                 with contextlib.suppress(PermissionError):  # a file system without modes
                     (temp.path / name).chmod(_MODE)
             _fsync_folder(temp.path)
             temp.path.rename(self._folder / key)
             _fsync_folder(self._folder)
             pin = pin_graph(self._folder / key)
-        self._write_record(self._folder / key, self._stamps(self._folder / key), self._last_use() + 1)
+        stamps = read_stamps(self._folder / key, self._owners())
+        self._vouch(self._folder / key, GraphRecord(stamps, self._last_use() + 1))
         with contextlib.suppress(OSError):
             self._failures_file(key).unlink(missing_ok=True)
         for old, names in find_replaced(header.key, self.keys()).items():
             self.remove(old, f"replaced: another {' and '.join(names)}")
         self.evict(self._limit_bytes)
-        return Hit(self._folder / key, header, pin)
+        return Hit(self._folder / key, header, pin, is_proved=True)
 
     def entries(self) -> list[CachedGraph]:
         """All entries, damaged ones included, in the order in which they were used. Raises no error."""
@@ -221,10 +237,11 @@ class GraphCache:
         for folder in self._folders():
             with contextlib.suppress(OSError):
                 size = sum(path.lstat().st_size for path in folder.iterdir())
-                record = self._read_record(folder)
+                record = read_record(folder)
                 used = record.used if record else 0
                 at_s = (folder / RECORD_FILE).lstat().st_mtime if record else None
-                found.append(CachedGraph(GraphKey(folder.name), size, used, is_pinned(folder), at_s))
+                key = GraphKey(folder.name)
+                found.append(CachedGraph(key, size, used, is_pinned(folder), at_s, self._is_newer(key)))
         return sorted(found, key=lambda entry: entry.used)
 
     def evict(self, limit_bytes: int) -> int:
@@ -239,7 +256,7 @@ class GraphCache:
         """Remove what killed compilers left, and what is remembered of compiles that failed. Raises no error."""
         sweep(self._folder)
         with contextlib.suppress(OSError):
-            for path in self._folder.glob("?" * _KEY_LENGTH + ".failed"):
+            for path in self._folder.glob(_FAILURES):
                 path.unlink(missing_ok=True)
 
     def remove(self, key: GraphKey, reason: str) -> bool:
@@ -257,43 +274,31 @@ class GraphCache:
                 return True
         return False
 
-    def _check(self, key: GraphKey, folder: Path, *, has_to_hash: bool) -> GraphHeader:
+    def _check(self, key: GraphKey, folder: Path) -> tuple[GraphHeader, bool]:
+        """The header, and whether the entry is proved. Raises Damaged."""
         # Before anything is read: a file that changes from now on does not fit its stamp.
-        stamps = self._stamps(folder)
+        stamps = read_stamps(folder, self._owners())
         header = read_header(folder)
         if graph_key(header.key) != key:
-            raise _damaged(f"graph {key[:12]} holds another key's graph")
-        record = self._read_record(folder)
-        if has_to_hash or record is None or record.files != stamps:
+            raise damaged(f"graph {key[:12]} holds another key's graph")
+        record, last = read_record(folder), self._last_use()
+        used = record.used if record and record.used >= max(last, 1) else last + 1
+        if record is None or not is_trusted(record, stamps, self._boot, self._clock.wall_s()):
             verify_graph(folder, header)
-        last = self._last_use()
-        if record is None or record.files != stamps or record.used < last:
-            self._write_record(folder, stamps, last + 1)
+            write_record(folder, GraphRecord(stamps, used), self._token)
+            return header, False
+        verify_files(folder, header, {GRAPH_FILE})
+        if used != record.used:
+            write_record(folder, replace(record, used=used), self._token)
         else:
             with contextlib.suppress(OSError):
                 os.utime(folder / RECORD_FILE)  # for `graphs list`; nothing is decided by it
-        return header
+        return header, True
 
     def _miss_without_header(self, folder: Path) -> Miss:
         if os.path.lexists(folder):
             return Miss("damaged", "it has no header")
         return Miss("absent", "it was not compiled before")
-
-    def _stamps(self, folder: Path) -> dict[str, Stamp]:
-        stamps = {}
-        owners = self._owners()
-        for name in _FILES:
-            try:
-                found = (folder / name).lstat()
-            except OSError as error:
-                raise _damaged(f"{name} of the compiled graph is missing") from error
-            if not stat.S_ISREG(found.st_mode):
-                raise _damaged(f"{name} of the compiled graph is no plain file")
-            # Hashes say that a graph is whole, not who made it: another user's is never executed.
-            if found.st_uid not in owners or found.st_mode & stat.S_IWOTH:
-                raise _damaged(f"{name} of the compiled graph may be written by another user")
-            stamps[name] = stamp_of(found)
-        return stamps
 
     def _owners(self) -> set[int]:
         """Whose files are trusted: ours, root's, and those of the cache folder's owner, who could replace any."""
@@ -302,25 +307,21 @@ class GraphCache:
             owners.add(self._folder.stat().st_uid)
         return owners
 
-    def _read_record(self, folder: Path) -> GraphRecord | None:
-        try:
-            return parse_record(read_plain(folder / RECORD_FILE, MAX_RECORD_BYTES))
-        except OSError:
-            return None
+    def _vouch(self, folder: Path, record: GraphRecord) -> None:
+        write_record(folder, replace(record, boot=self._boot, at_wall_s=self._clock.wall_s()), self._token)
 
-    def _write_record(self, folder: Path, stamps: dict[str, Stamp], used: int) -> None:
-        data = dump_record(GraphRecord(stamps, used))
-        new = folder / f"{RECORD_FILE}.{self._token()}"
-        # On a read-only disk the entry works all the same, and is hashed by each process that uses it.
-        with contextlib.suppress(OSError):
-            new.write_bytes(data)
-            new.replace(folder / RECORD_FILE)
+    def _is_newer(self, key: GraphKey) -> bool:
+        try:
+            self.peek(key)
+        except Damaged as error:
+            return _reason(error) == "format_newer"
+        return False
 
     def _failures_file(self, key: GraphKey) -> Path:
         return self._folder / f"{key}.failed"
 
     def _last_use(self) -> int:
-        records = [self._read_record(folder) for folder in self._folders()]
+        records = [read_record(folder) for folder in self._folders()]
         return max((record.used for record in records if record), default=0)
 
     def _folders(self) -> list[Path]:
@@ -340,10 +341,6 @@ def _reason(error: Damaged) -> MissReason:
             return "format_newer"
         case _:
             return "damaged"
-
-
-def _damaged(message: str) -> Damaged:
-    return Damaged(message, advice="the entry is dropped and the model compiled again", reason="damaged")
 
 
 @contextlib.contextmanager

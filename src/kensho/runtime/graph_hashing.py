@@ -5,7 +5,7 @@ are processors: a graph of 280 MB is 150 ms on one and 80 ms on two.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +63,25 @@ def verify_files(
                 if os.fstat(descriptor).st_size > sum(block.size_bytes for block in blocks):
                     raise _refuse(f"{name} of the compiled graph is longer than its header says", file=name)
                 _verify_blocks(descriptor, blocks, progress, threads or _threads())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _refuse(f"{name} of the compiled graph: {error.strerror}", "unreadable", file=name) from error
+
+
+def verify_steps(folder: Path, header: GraphHeader) -> Iterator[int]:
+    """Hash all of it block by block, for somebody who has time: yields the size of each block found right.
+
+    Raises Damaged. Each step reads and hashes 4 MiB, 2 ms of what is in the page cache.
+    """
+    for name in sorted({section.file for section in header.sections}):
+        try:
+            descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                for section in header.sections:
+                    for block in _blocks(section) if section.file == name else ():
+                        _verify_block(descriptor, block)
+                        yield block.size_bytes
             finally:
                 os.close(descriptor)
         except OSError as error:

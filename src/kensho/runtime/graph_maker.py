@@ -54,6 +54,8 @@ class MadeGraph(Struct):
 
     folder: Path
     close: Callable[[], None]
+    is_proved: bool = True
+    """It has passed its self-test in this boot of the machine: just now, or said by the cache."""
 
 
 class GraphMaker:
@@ -82,6 +84,10 @@ class GraphMaker:
         """The entry of the graph cache, if there is a good one."""
         found = await self._lookup(key)
         return _cached(found) if isinstance(found, Hit) else None
+
+    async def confirm(self, key: GraphKey) -> None:
+        """The entry has passed its self-test. Raises no error."""
+        await asyncio.to_thread(self._cache.confirm, key)
 
     async def drop(self, key: GraphKey, reason: str) -> None:
         """Remove the entry, so that it is made anew. What the disk refuses is said."""
@@ -188,8 +194,8 @@ class GraphMaker:
                 stage = str(error.facts.get("stage", ""))
                 self._emit(CompileRetried(model=job.model, version=job.version, stage=stage, reason=error.message))
                 if key is not None:
-                    wall_s = self._clock.wall_s()
-                    await asyncio.to_thread(self._cache.note_failure, key, wall_s, stage, error.message)
+                    wall_s, name = self._clock.wall_s(), f"{job.model} {job.version}"
+                    await asyncio.to_thread(self._cache.note_failure, key, wall_s, stage, error.message, name)
                 if not left:
                     raise
             except BaseException:
@@ -292,7 +298,7 @@ class GraphMaker:
 
 
 def _cached(hit: Hit) -> MadeGraph:
-    return MadeGraph(hit.folder, hit.pin.close)
+    return MadeGraph(hit.folder, hit.pin.close, hit.is_proved)
 
 
 def _note_stage(lock: FileLock, stage: CompileStage) -> None:

@@ -26,3 +26,6 @@ class LoadedGraph(Struct):
     """Where it was found (row R3); raw = built without compiling."""
     seconds: Seconds
     """What finding or making it took."""
+    is_proved: bool = True
+    """False: its bytes are right, but it has not run in this boot of the machine. Let it pass its self-test, then
+    `ModelLoader.confirm` it, or `invalidate` it."""

@@ -23,15 +23,18 @@ from kensho.base.structs import Struct, replace
 from kensho.runtime.compile_job import CompileJob
 from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache
+from kensho.runtime.graph_hashing import verify_steps
 from kensho.runtime.graph_identity import RAW_RECIPE, key_fields, stated_context
 from kensho.runtime.graph_maker import GraphCompiler, GraphMaker, MadeGraph
-from kensho.runtime.header import DEFAULT_MAX_POSITIONS, KeyFields, graph_key
+from kensho.runtime.header import DEFAULT_MAX_POSITIONS, KeyFields, graph_key, read_header
 from kensho.runtime.loaded_graph import LoadedGraph, Origin
 from kensho.runtime.machine import Machine
 from kensho.runtime.temp_folder import Token
 
 KEPT_GRAPHS = 3
 """The prototype's memory cache: LRU of 3."""
+_PAUSES = 9
+"""What a verification in the background waits, in times of what it has just worked."""
 
 
 class LoaderStats(Struct):
@@ -160,6 +163,28 @@ class ModelLoader:
             for _, evicted in self._idle.put(graph.key, held):
                 evicted.made.close()
 
+    async def confirm(self, graph: LoadedGraph) -> None:
+        """The graph, which was not proved, has passed its self-test. Raises no error."""
+        held = self._in_use.get(graph.key)
+        if held:
+            held.made = replace(held.made, is_proved=True)
+        await self._maker.confirm(graph.key)
+
+    async def verify(self, graph: LoadedGraph) -> None:
+        """Hash a graph that is in use, all of it, so slowly that nobody notices: 10 % of one processor.
+
+        Raises Damaged: `invalidate` it then, and end who has it loaded.
+        """
+        if graph.tier == "raw":
+            return  # it has no header: its weights are the delivered ones, which have a scrub of their own
+        header = await asyncio.to_thread(read_header, graph.graph_folder)
+        steps = verify_steps(graph.graph_folder, header)
+        while True:
+            began_s = self._clock.monotonic_s()
+            if await asyncio.to_thread(next, steps, None) is None:
+                return
+            await asyncio.sleep(_PAUSES * (self._clock.monotonic_s() - began_s))
+
     async def invalidate(self, graph: LoadedGraph, reason: str) -> None:
         """The graph proved bad in use, whatever its hashes say: forget it, so that the next load compiles it again."""
         held = self._in_use.pop(graph.key, None) or self._idle.pop(graph.key)
@@ -206,4 +231,5 @@ class ModelLoader:
             asked.limit,
             source,
             seconds,
+            held.made.is_proved,
         )

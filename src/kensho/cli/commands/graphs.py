@@ -1,18 +1,19 @@
 """`kensho graphs list|prune|clear`: the cache of compiled graphs."""
 
-import argparse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kensho.base.units import size_text
+from kensho.cli.arguments import Arguments
 from kensho.cli.main import Context, Result
 
 if TYPE_CHECKING:
     from kensho.app.graphs import Graphs
-    from kensho.runtime.graph_list import GraphInfo
+    from kensho.runtime.graph_list import FailedGraph, GraphInfo
 
 _STATES = {
     "ready": "",
+    "orphaned": "  its model is not installed any more; prune removes it",
     "obsolete": "  obsolete: made by another engine or Kensho; prune removes it",
     "other_machine": "  for a machine with another processor",
     "format_newer": "  of a newer Kensho",
@@ -20,8 +21,8 @@ _STATES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument(
         "action",
         choices=("list", "prune", "clear"),
         help="list what is there; prune what nothing can use any more; clear all that no program uses now",
@@ -33,12 +34,11 @@ def run(context: Context) -> Result:
 
     action = context.args.action
     with context.open_app(has_log=action != "list") as app:
-        before = graphs.look_at_graphs(context.settings, emit=app.emit)
+        before = graphs.look_at_graphs(app)
         if action == "list":
             _show(context, before)
             return Result(keys=before.as_json())
-        change = graphs.prune if action == "prune" else graphs.clear
-        after = change(context.settings, emit=app.emit)
+        after = graphs.prune(app) if action == "prune" else graphs.clear(app)
     freed = before.size_bytes - after.size_bytes
     count = len(before.entries) - len(after.entries)
     context.output.data(f"{count} graphs removed, {size_text(freed)} freed, {len(after.entries)} left")
@@ -49,6 +49,8 @@ def _show(context: Context, graphs: "Graphs") -> None:
     output = context.output
     for graph in graphs.entries:
         output.data(_line(graph))
+    for failed in graphs.failed:
+        output.data(_failed_line(failed))
     known = graphs.statistics
     output.data(
         f"{len(graphs.entries)} graphs, {size_text(graphs.size_bytes)} of {size_text(graphs.limit_bytes)}; "
@@ -57,8 +59,21 @@ def _show(context: Context, graphs: "Graphs") -> None:
 
 
 def _line(graph: "GraphInfo") -> str:
-    used_s = graph.last_use_wall_s
-    used = "never used" if used_s is None else f"used {datetime.fromtimestamp(used_s, UTC):%Y-%m-%d %H:%M}"
-    name = f"{graph.model} {graph.version}" if graph.model else "?"
+    names = ", ".join(graph.used_by) or (f"{graph.model} {graph.version}" if graph.model else "?")
+    used = f"used {_time(graph.last_use_wall_s)}" if graph.last_use_wall_s is not None else "never used"
+    speeds = "".join(f", {speed.form} {speed.decode_us / 1000:.1f} ms a token" for speed in graph.speeds)
     now = ", in use now" if graph.is_in_use else ""
-    return f"{graph.key[:16]}  {name}  {size_text(graph.size_bytes)}  {used}{now}{_STATES[graph.state]}"
+    return f"{graph.key[:16]}  {names}  {size_text(graph.size_bytes)}  {used}{speeds}{now}{_STATES[graph.state]}"
+
+
+def _failed_line(failed: "FailedGraph") -> str:
+    known = failed.failures
+    after = f"tried again in {failed.barred_s / 60:.0f} min" if failed.barred_s else "tried again when it is wanted"
+    return (
+        f"{failed.key[:16]}  {known.model or '?'}  no graph: compiling failed {known.count} times, last "
+        f"{_time(known.at_wall_s)} in {known.stage}: {known.reason}; {after}"
+    )
+
+
+def _time(at_wall_s: float) -> str:
+    return f"{datetime.fromtimestamp(at_wall_s, UTC):%Y-%m-%d %H:%M}"
