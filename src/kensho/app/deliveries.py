@@ -25,7 +25,6 @@ from kensho.base.errors import (
 from kensho.base.events import Emit, RepairPostponed, RootTrusted
 from kensho.delivery.checker import Damage, VerifyReport, check_model, look, verify
 from kensho.delivery.disk import RealDisk
-from kensho.delivery.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from kensho.delivery.store import InstalledModel, Store
 from kensho.settings import Settings
 
@@ -136,6 +135,8 @@ class Deliveries:
     def fallback_of(self, name: str) -> str | None:
         """The installed model that the publisher named to answer when this one cannot (row D8). Known too of a model
         of which nothing is installed, once a pull of it has failed."""
+        from kensho.delivery.manifest import MAX_MANIFEST_BYTES, parse_manifest
+
         installed = {model.model: model for model in self.store.installed()}
         shortfall = self.store.state.shortfalls().get(name)
         fallback = shortfall.fallback_model if shortfall else None

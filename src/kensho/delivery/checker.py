@@ -8,7 +8,7 @@ The fourth grade, every byte bit by bit in the background, is `scrub`. `look` is
 
 A file is looked at under both its names, `versions/...` (what an engine opens) and `blobs/...`; hard links are one file
 and are hashed once. What is hashed and right gets a record; what is damaged loses it, so that the next quick check
-finds it too. Mending is `repair`'s job. Neither tuf nor an HTTP library is imported here: this is the start path.
+finds it too. Mending is `repair`'s job. This is the start path: what hashing needs comes when something is hashed.
 """
 
 import os
@@ -23,13 +23,9 @@ from kensho.base.errors import Damaged, StorageError, TrustError
 from kensho.base.events import CheckFinished, ChunkCorrupt, Emit
 from kensho.base.ids import Digest
 from kensho.base.structs import Struct, field
-from kensho.delivery.chunk_list import MAX_LIST_BYTES
 from kensho.delivery.disk import storage_errors
-from kensho.delivery.hashing import hash_spans
 from kensho.delivery.installed import InstalledFile, Record, Release
-from kensho.delivery.inventory import chunks_of
 from kensho.delivery.planted import is_folder
-from kensho.delivery.staging import offsets
 from kensho.delivery.store import Store
 
 CheckKind = Literal["quick", "load", "full"]
@@ -208,6 +204,8 @@ def _is_inside(store: Store, path: Path) -> bool:
 
 
 def _hash(run: _Run, name: str, file: InstalledFile) -> _Finding:
+    from kensho.delivery.hashing import hash_spans
+
     spans, digests = _spans(run, file)
     disk = run.store.disk
     fd = disk.open_read(run.store.root / name)
@@ -231,6 +229,8 @@ def _hash(run: _Run, name: str, file: InstalledFile) -> _Finding:
 
 
 def _hash_one(run: _Run, fd: int, span: tuple[int, int]) -> Digest:
+    from kensho.delivery.hashing import hash_spans
+
     try:
         return hash_spans(run.store.disk, fd, [span])[0]
     except OSError as error:
@@ -241,6 +241,9 @@ def _hash_one(run: _Run, fd: int, span: tuple[int, int]) -> Digest:
 
 def _spans(run: _Run, file: InstalledFile) -> tuple[list[tuple[int, int]], list[Digest]]:
     """What to hash and what it should be: by chunk, or the whole file where the chunk list is damaged itself."""
+    from kensho.delivery.inventory import chunks_of
+    from kensho.delivery.staging import offsets
+
     try:
         chunks = chunks_of(run.store, file)
     except (Damaged, TrustError):
@@ -264,6 +267,8 @@ def _is_document_right(run: _Run, digest: Digest) -> bool:
         return False
     if run.is_vouched(digest, found):
         return True
+    from kensho.delivery.chunk_list import MAX_LIST_BYTES
+
     try:
         run.store.document(digest, max_bytes=MAX_LIST_BYTES)
     except StorageError:  # Damaged is one

@@ -17,8 +17,9 @@ state.db. One writer at a time, readers are free. Errors are StorageError with a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kensho.base.errors import ConfigError, Damaged, NotInstalled, StorageError, StoreBusy
 from kensho.base.ids import Digest, digest_of
@@ -28,9 +29,11 @@ from kensho.delivery.durable import make_folders, read_document, write_document
 from kensho.delivery.installed import InstalledFile, ModelRow, Release
 from kensho.delivery.migrations import FORMAT, migrate, read_format
 from kensho.delivery.planted import is_regular, make_way_for_file
-from kensho.delivery.staging import Staging
 from kensho.delivery.state import State
 from kensho.delivery.versions import Versions
+
+if TYPE_CHECKING:
+    from kensho.delivery.staging import Staging
 
 FOLDERS = ("trusted", "blobs", "versions", "staging", "graphs", "logs")
 DATABASE_ENDS = ("", "-wal", "-shm", "-journal")
@@ -62,7 +65,6 @@ class Store:
         self.root = root
         self.disk = disk
         self.state = state
-        self.staging = Staging(root / "staging", disk=disk)
         self.versions = Versions(root, disk=disk)
 
     @classmethod
@@ -105,6 +107,13 @@ class Store:
     def close(self) -> None:
         """Idempotent."""
         self.state.close()
+
+    @cached_property
+    def staging(self) -> "Staging":
+        """The partial files, for who changes the store."""
+        from kensho.delivery.staging import Staging
+
+        return Staging(self.root / "staging", disk=self.disk)
 
     @property
     def trusted(self) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 from kensho.base.errors import Damaged
 from kensho.base.ids import Digest
 from kensho.delivery.disk import NO_LINKS, Disk, storage_errors
-from kensho.delivery.hashing import BLOCK_BYTES, hash_file
 from kensho.delivery.installed import Record
 from kensho.delivery.planted import make_way_for_file, make_way_for_folder, remove_inside, remove_tree
 
@@ -129,6 +128,8 @@ class Versions:
             made.append(self._copy(digest, name, now))
 
     def _copy(self, digest: Digest, name: Path, now: float) -> Record:
+        from kensho.delivery.hashing import BLOCK_BYTES, hash_file
+
         source = self._disk.open_read(self._blob(digest))
         try:
             size = self._disk.fstat(source).st_size
