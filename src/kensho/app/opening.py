@@ -228,9 +228,8 @@ def _token() -> str:
 
 
 def _rng() -> float:
-    import random  # when a circuit first waits, which is not on the way to an answer
-
-    return random.random()  # noqa: S311 - jitter
+    """A number in [0, 1), for jitter; `random` would be another import on the way to an answer."""
+    return int.from_bytes(os.urandom(4)) / (1 << 32)
 
 
 def _tier_of(graph: LoadedGraph, engine: str) -> Tier:
