@@ -26,10 +26,16 @@ RUN_OPTIONS = frozenset(
 )
 """Without a value, and with one: the options of `kensho run` for which a host is forked ahead."""
 SHARED = (
+    "contextvars",
+    "datetime",
     "inspect",
     "pathlib",
+    "signal",
     "socket",
+    "textwrap",
+    "weakref",
     "hashlib",
+    "kensho.base.clock",
     "kensho.runtime.error_wire",
     "kensho.runtime.frames",
     "kensho.runtime.pins",
