@@ -7,7 +7,7 @@ on stdout, `{"type":"progress",...}` at most ten a second, and exactly one last 
 import json
 import sys
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Protocol
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import KenshoError
@@ -18,17 +18,27 @@ PROGRESS_INTERVAL_S: Seconds = 0.1
 BAR_WIDTH = 24
 
 
+class Voice(Protocol):
+    """Where words go: the terminal, a file, a daemon's client."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+    def isatty(self) -> bool: ...
+
+
 class Output:
     """One command's voice. `is_json` chooses programs or people; `is_quiet` silences notes and progress."""
 
     def __init__(
-        self, *, is_json: bool, is_quiet: bool, clock: Clock, stdout: TextIO | None = None, stderr: TextIO | None = None
+        self, *, is_json: bool, is_quiet: bool, clock: Clock, stdout: Voice | None = None, stderr: Voice | None = None
     ) -> None:
         self.is_json = is_json
         self.is_quiet = is_quiet
         self._clock = clock
-        self._stdout = stdout or sys.stdout
-        self._stderr = stderr or sys.stderr
+        self._stdout: Voice = stdout or sys.stdout
+        self._stderr: Voice = stderr or sys.stderr
         self._is_terminal = self._stderr.isatty()
         self._last_progress_s = -PROGRESS_INTERVAL_S
         self._has_bar = False

@@ -21,6 +21,9 @@ COMMANDS = {
     "gc": "remove what nothing needs",
     "run": "one answer from a model, streamed",
     "warm": "compile and load models ahead, so that no user waits",
+    "serve": "the daemon: keeps models warm, answers on a socket and over HTTP",
+    "fault": "make an engine of the daemon fail, for a rehearsal",
+    "level": "change what the daemon's log has, by service",
     "graphs": "the cache of compiled graphs: list, prune, clear",
     "doctor": "what is wrong, in words, each with a fix",
 }

@@ -1,6 +1,6 @@
 """The catalogue of events, one file a slice. Import the classes from here."""
 
-from kensho.base.events.app import ErrorRaised, StepFinished
+from kensho.base.events.app import DaemonStarted, DaemonStopped, ErrorRaised, StepFinished
 from kensho.base.events.delivery import (
     CheckFinished,
     ChunkCorrupt,
@@ -73,6 +73,8 @@ __all__ = [
     "CompileFinished",
     "CompileRetried",
     "CompileStage",
+    "DaemonStarted",
+    "DaemonStopped",
     "DownloadProgress",
     "DownloadRetry",
     "Emit",

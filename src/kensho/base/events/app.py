@@ -27,3 +27,24 @@ class ErrorRaised(Event, kw_only=True):
     code: str
     reason: str
     frames: tuple[str, ...]
+
+
+class DaemonStarted(Event, kw_only=True):
+    """`kensho serve` answers."""
+
+    name: ClassVar[str] = "app.daemon.started"
+    service: ClassVar[Service] = "app"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "the daemon answers on {url}"
+    url: str
+    pid: int
+
+
+class DaemonStopped(Event, kw_only=True):
+    """It has stopped in order: nothing of it is left."""
+
+    name: ClassVar[str] = "app.daemon.stopped"
+    service: ClassVar[Service] = "app"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "the daemon has stopped after {seconds:.0f} s"
+    seconds: float

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kensho.base.errors import Damaged, KenshoError, StorageError
+from kensho.base.structs import as_dict
 from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.arguments import Arguments
@@ -12,6 +13,8 @@ from kensho.cli.main import Context, Result
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kensho.app import Kensho
+    from kensho.app.activity import LoadedModel
     from kensho.app.status import ModelStatus, Status
 
 
@@ -20,9 +23,22 @@ def add_arguments(arguments: Arguments) -> None:
 
 
 def run(context: Context) -> Result:
-    output = context.output
     with context.open_app(has_log=False) as app:
         status = app.status()
+    return _tell(context, status, None)
+
+
+async def act(context: Context, app: "Kensho") -> Result:
+    """The same, and what the daemon knows beside it."""
+    from kensho.server.standing import standing
+
+    status, loaded = await standing(app)
+    return _tell(context, status, loaded)
+
+
+def _tell(context: Context, status: "Status", loaded: "list[LoadedModel] | None") -> Result:
+    """`loaded`: what a daemon has loaded; None without one."""
+    output = context.output
     if status.state not in ("damaged", "storage-missing"):  # those are told as errors
         output.data(status.sentence)
     for model in status.models:
@@ -30,13 +46,16 @@ def run(context: Context) -> Result:
             output.data(f"  {line}")
     for line in _describe_store(status):
         output.data(f"  {line}")
+    for line in _describe_daemon(loaded):
+        output.data(f"  {line}")
     error: KenshoError | None = None
     if status.state == "damaged":
         error = Damaged(status.sentence, advice="run kensho repair")
     elif status.state == "storage-missing":
         error = StorageError(status.sentence, advice="run kensho init --from URL --root ROOT.json")
     code = exits.DEGRADED if status.state == "degraded" else exits.exit_code(error) if error else exits.OK
-    return Result(code, status.as_json(), error)
+    daemon = None if loaded is None else {"loaded": [as_dict(model) for model in loaded]}
+    return Result(code, {**status.as_json(), "daemon": daemon}, error)
 
 
 def _describe(model: "ModelStatus") -> "Iterator[str]":
@@ -64,6 +83,22 @@ def _describe_store(status: "Status") -> "Iterator[str]":
     if status.updates:
         word = "expired" if status.updates.is_expired else "good until"
         yield f"metadata: {word} {_time(status.updates.expires_at_s)}"
+
+
+def _describe_daemon(loaded: "list[LoadedModel] | None") -> "Iterator[str]":
+    if loaded is None:
+        return
+    yield f"daemon: running, {len(loaded) or 'no'} model{'' if len(loaded) == 1 else 's'} loaded"
+    for model in loaded:
+        words = [f"{model.model} {model.version}: {model.tier} tier", f"queue {model.level}"]
+        words += [f"{model.running} of {model.slots} running, {sum(model.waiting.values())} waiting"]
+        words += ["pinned"] if model.is_pinned else []
+        words += ["another tier is being prepared"] if model.is_upgrading else []
+        yield f"  {', '.join(words)}"
+        for engine in model.engines:
+            where = f"process {engine.pid}" if engine.pid else "not running"
+            why = f" ({engine.reason})" if engine.circuit != "CLOSED" and engine.reason else ""
+            yield f"    {engine.engine}: {engine.circuit}{why}, {engine.tier} tier, {where}"
 
 
 def _time(at_s: float) -> str:

@@ -1,0 +1,141 @@
+"""`kensho serve`: the daemon. It keeps models warm, runs commands for thin clients and answers over HTTP.
+
+A command that it runs is the same code as without it: `act(context, app)` of the command's module, with the daemon's
+application and a voice that ends at the client.
+"""
+
+from collections.abc import Coroutine
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from kensho import __version__
+from kensho.base.errors import NoDaemon, UsageError
+from kensho.base.events import Event
+from kensho.cli.arguments import Arguments
+from kensho.cli.main import Context, Result, Said, parse, tell_error, tell_interrupted
+from kensho.cli.output import Output
+
+if TYPE_CHECKING:
+    from kensho.app import Kensho
+    from kensho.server.control import Request, Streams
+
+
+def add_arguments(arguments: Arguments) -> None:
+    arguments.add_argument("--host", dest="http_host", metavar="H", help="address to listen on (default 127.0.0.1)")
+    arguments.add_argument(
+        "--port", dest="http_port", type=int, metavar="P", help="0 chooses a free one (default 8420)"
+    )
+    arguments.add_argument(
+        "--names",
+        dest="http_names",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B",
+        help="names by which clients may call it, beside localhost",
+    )
+    arguments.add_argument(
+        "--allow-remote", dest="http_remote", action="store_true", help="let --host be an address others reach"
+    )
+    arguments.add_argument("--allow-faults", action="store_true", help="let kensho fault make engines fail")
+    arguments.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
+
+
+def run(context: Context) -> Result:
+    import asyncio
+
+    try:
+        return asyncio.run(_serve(context))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None  # told to stop twice: running answers were not waited for
+
+
+async def _serve(context: Context) -> Result:
+    import asyncio
+    import signal
+
+    from kensho.server.daemon import serve
+
+    stop, loop, me = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+
+    def end() -> None:
+        if stop.is_set() and me:
+            me.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, end)
+    app = await context.open_app().__aenter__()
+    try:
+        await serve(
+            app,
+            lambda request, streams: _choose(context, app, request, streams),
+            stop=stop,
+            on_ready=lambda url: _tell_ready(context, url),
+            clock=context.clock,
+        )
+    finally:
+        await app.aclose()
+    return Result()
+
+
+def _tell_ready(context: Context, url: str) -> None:
+    context.output.json_line({"type": "listening", "url": url})
+    context.output.data(url)
+    context.output.note(f"serving the models of {context.settings.store}; Ctrl-C ends it")
+
+
+def _choose(daemon: Context, app: "Kensho", request: "Request", streams: "Streams") -> "Coroutine[None, None, int]":
+    """The command, ready to be run by this daemon. Raises NotMine: the client then runs it, and tells what is wrong."""
+    from kensho.server.control import NotMine
+
+    if request.about.get("version") != __version__:
+        raise NotMine("another version of kensho")
+    argv = list(request.argv)
+    try:
+        args, module = parse(argv)
+    except (UsageError, Said) as reason:
+        raise NotMine(str(reason)) from None
+    if not hasattr(module, "act"):
+        raise NotMine("not a command of a daemon's")
+    settings, given = daemon.settings, vars(args)
+    config = request.about.get("config") or ""
+    differs = {
+        "store": (args.store or "") != request.about.get("store"),
+        "config": bool(args.config) or config not in ("", settings.config) or (config != "" and config[0] != "/"),
+        "no-network": args.no_network and settings.network,
+        "tier": given.get("tier") not in (None, settings.tier),
+        "debug": args.debug,
+    }
+    others = [name for name, is_other in differs.items() if is_other]
+    if others:
+        raise NotMine(f"other settings: {', '.join(others)}")
+    output = Output(
+        is_json="--json" in argv, is_quiet="--quiet" in argv, clock=daemon.clock, stdout=streams.out, stderr=streams.err
+    )
+    return _act(module, Context(args, settings, output, daemon.clock), app, streams)
+
+
+async def _act(module: ModuleType, context: Context, app: "Kensho", streams: "Streams") -> int:
+    from asyncio import CancelledError
+
+    output, given = context.output, vars(context.args)
+    models = (None, given.get("model"), *(given.get("models") or ()))
+
+    def hear(event: Event) -> None:
+        """What concerns other models is for other clients."""
+        if getattr(event, "model", None) in models:
+            output.on_event(event)
+
+    end = app.listen(hear)
+    try:
+        result: Result = await module.act(context, app)
+    except CancelledError:
+        if streams.ended_by == "daemon":
+            stopping = NoDaemon("the daemon is stopping", advice="run the same command again: none is required")
+            return tell_error(output, stopping)
+        return tell_interrupted(output)
+    except Exception as error:
+        return tell_error(output, error)
+    finally:
+        end()
+    output.summary(result.code, result.keys, result.error)
+    return result.code
