@@ -4,6 +4,7 @@ The copy of the parent that it begins as must not leak into it: descriptors, env
 dropped. Its errors go to the stderr pipe as those of a spawned host do, and its exit code is what Python's would be.
 """
 
+import gc
 import os
 from collections.abc import Mapping
 from typing import NoReturn
@@ -22,8 +23,11 @@ def become_host(
         _shed(keep=(socket_fd, segment_fd))
         os.environ.clear()
         os.environ.update({**env, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"})
+        gc.disable()  # modules are no garbage: looking for it in them costs 4 ms here
         from kensho.runtime.host_main import serve
 
+        gc.freeze()
+        gc.enable()
         serve(socket_fd, segment_fd, allow_faults=allow_faults)
         code = 0
     except SystemExit as error:
