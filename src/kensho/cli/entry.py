@@ -128,6 +128,17 @@ def _fork_host(arguments: list[str], environ: "Mapping[str, str]") -> "Prefork |
     for name in SHARED:
         import_module(name)
     try:
-        return prefork(environ)
+        first_host = prefork(environ)
     except OSError:
         return None  # the first host is started as every other one is
+    _import_asyncio()
+    return first_host
+
+
+def _import_asyncio() -> None:
+    """Without TLS, as where Python has none: 5 ms for what no event loop here uses. Others can still import it."""
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # documented: makes its import an ImportError
+    try:
+        import asyncio  # noqa: F401
+    finally:
+        del sys.modules["ssl"]

@@ -1,5 +1,6 @@
 """`kensho run MODEL PROMPT`: one answer, streamed."""
 
+import gc
 from typing import TYPE_CHECKING
 
 from kensho.cli import exits
@@ -56,6 +57,7 @@ async def act(context: Context, app: "Kensho") -> Result:
     async with aclosing(app.generate(args.model, args.prompt, options)) as answer:
         async for token in answer:
             context.output.piece(token.text)
+            gc.enable()  # `entry` had switched it off until here
         return _tell(context, answer.record)
 
 
