@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kensho.base.errors import ModelError, NotEnoughSpace, StorageError
+from kensho.base.errors import CompileFailed, ModelError, NotEnoughSpace, StorageError
 from kensho.runtime.artefact import WeightsFile, count_blocks, storage_errors, write_file
 from kensho.runtime.graph_hashing import hash_section
 from kensho.runtime.header import BLOCK_BYTES
@@ -20,14 +20,39 @@ LAYOUT = Layout(
 )
 
 
+SUMS = np.arange(15, dtype=np.int32).reshape(5, 3).sum(axis=0, dtype=np.int32)
+CONSTANTS = {"w.sums": np.full(BLOCK_BYTES // 4 + 1, 7, np.int32), "inline": np.zeros(1, np.int32)}
+
+
+@pytest.mark.parametrize("at", [0, 7, 14, 4096, 4096 + BLOCK_BYTES + 3])
+def test_a_byte_that_is_wrong_before_it_is_hashed_is_found(tmp_path: Path, at: int) -> None:
+    with WeightsFile(tmp_path, LAYOUT) as weights:
+        weights.matrix(LAYOUT.matrices["w"])[:] = np.arange(15, dtype=np.int8).reshape(5, 3)
+        weights.write(CONSTANTS)
+        with (tmp_path / "weights.bin").open("r+b") as file:  # the same pages as the map's
+            byte = os.pread(file.fileno(), 1, at)[0]
+            os.pwrite(file.fileno(), bytes([byte ^ 1]), at)
+        weights.seal(LAYOUT.matrices["w"], SUMS)
+        with pytest.raises(CompileFailed, match=r"weights.bin for w"):
+            list(weights.sections(lambda _: None))
+
+
+def test_a_constant_that_was_never_written_is_found(tmp_path: Path) -> None:
+    with WeightsFile(tmp_path, LAYOUT) as weights:
+        weights.matrix(LAYOUT.matrices["w"])[:] = np.arange(15, dtype=np.int8).reshape(5, 3)
+        weights.seal(LAYOUT.matrices["w"], SUMS)
+        with pytest.raises(CompileFailed, match=r"weights.bin for w.sums"):
+            list(weights.sections(lambda _: None))
+
+
 def test_matrices_and_constants_land_in_their_places_and_the_hashes_cover_the_padding(tmp_path: Path) -> None:
     blocks: list[int] = []
     with WeightsFile(tmp_path, LAYOUT) as weights:
         matrix = weights.matrix(LAYOUT.matrices["w"])
         matrix[:] = np.arange(15, dtype=np.int8).reshape(5, 3)
         del matrix
-        weights.seal(LAYOUT.matrices["w"])
-        weights.write({"w.sums": np.full(BLOCK_BYTES // 4 + 1, 7, np.int32), "inline": np.zeros(1, np.int32)})
+        weights.seal(LAYOUT.matrices["w"], SUMS)
+        weights.write(CONSTANTS)
         sections = list(weights.sections(blocks.append))
         weights.flush()
     data = (tmp_path / "weights.bin").read_bytes()

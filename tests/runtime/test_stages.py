@@ -133,6 +133,40 @@ def test_the_faster_of_two_fine_forms_is_chosen_and_both_times_are_recorded(
             self_test.check_session(session, read_header(folder).self_test)
 
 
+@pytest.mark.parametrize("at", [0, 131_072, 262_200, 300_000])
+def test_a_writer_that_spoils_a_weight_before_it_is_hashed_is_caught(
+    at: int, tiny_model: Path, compile_into: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hashes of such an entry would all be right."""
+    real = stages.quantize_rows
+    starts: dict[str, int] = {}
+
+    def spoiled(reader: TensorReader, sources: tuple, target: np.ndarray, on_bytes: Callable) -> object:
+        begin = sum(starts.values())
+        scales = real(reader, sources, target, on_bytes)
+        starts[sources[0].name] = target.size
+        if begin <= at < begin + target.size:
+            target.reshape(-1)[at - begin] ^= 2
+        return scales
+
+    monkeypatch.setattr(stages, "quantize_rows", spoiled)
+    with pytest.raises(CompileFailed, match=r"is not what was computed"):
+        compile_into(tiny_model)
+
+
+def test_a_result_that_answers_otherwise_than_its_trial_is_caught(
+    tiny_model: Path, compile_into: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stages.self_test.make_vector
+
+    def other(prompt: tuple, ids: tuple, logits: np.ndarray) -> object:
+        return real(prompt, ids, logits + 10 * np.sin(np.arange(logits.shape[1], dtype=np.float32)))
+
+    monkeypatch.setattr(stages.self_test, "make_vector", other)
+    with pytest.raises(CompileFailed, match=r"does not answer as it did when it was tried"):
+        compile_into(tiny_model)
+
+
 def test_the_real_stopwatch_measures(tiny_model: Path, machine_key: KeyFields, tmp_path: Path) -> None:
     header = compile_model(
         tiny_model,

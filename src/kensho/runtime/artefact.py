@@ -1,4 +1,9 @@
-"""Write the files of a compiled graph: weights.bin through a map, graph.onnx, header.json; hash and fsync them."""
+"""Write the files of a compiled graph: weights.bin through a map, graph.onnx, header.json; hash and fsync them.
+
+A hash vouches for what is there, not for what should be: memory or a writer that went wrong before the hashing would be
+sealed for ever. So what is in the file is held against what was computed, by the sums of each matrix's columns, which
+the quantiser takes from its own block of memory, and by the digests of all other constants.
+"""
 
 import errno
 import mmap
@@ -11,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kensho.base.errors import KenshoError, NotEnoughSpace, StorageError
+from kensho.base.errors import CompileFailed, KenshoError, NotEnoughSpace, StorageError
+from kensho.base.ids import Digest, digest_of
 from kensho.runtime.graph_hashing import hash_section
 from kensho.runtime.graph_int8 import Constant
 from kensho.runtime.header import (
@@ -29,7 +35,7 @@ from kensho.runtime.weights_layout import Layout, Matrix, Place
 class WeightsFile:
     """weights.bin of one layout, its space reserved, mapped for writing. Use with `with`.
 
-    What is `sealed` is hashed by a thread of its own while the rest is written.
+    What is `sealed` is summed and hashed by a thread of its own while the rest is written.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -40,6 +46,7 @@ class WeightsFile:
         self._map = mmap.mmap(self._file.fileno(), layout.size_bytes)
         self._hasher = ThreadPoolExecutor(1, "hash")
         self._sealed: dict[str, Future[Section]] = {}
+        self._written: dict[str, Digest] = {}
 
     def __enter__(self) -> "WeightsFile":
         return self
@@ -55,23 +62,39 @@ class WeightsFile:
         flat = np.frombuffer(self._map, np.int8, place.size_bytes, place.offset)
         return flat.reshape(matrix.columns, matrix.rows)
 
-    def seal(self, matrix: Matrix) -> None:
-        """The matrix is complete: nothing of its place is written from now on."""
-        self._sealed[matrix.name] = self._hasher.submit(self._hash, self._layout.places[matrix.name])
+    def seal(self, matrix: Matrix, sums: NDArray[np.int32]) -> None:
+        """The matrix is complete, with these sums of its columns: nothing of its place is written from now on."""
+        self._sealed[matrix.name] = self._hasher.submit(self._check_and_hash, matrix, sums)
 
     def write(self, constants: dict[str, Constant]) -> None:
         """Those of the constants that have a place here."""
         for name, array in constants.items():
             if place := self._layout.places.get(name):
-                self._map[place.offset : place.offset + place.size_bytes] = array.tobytes()
+                data = array.tobytes()
+                self._map[place.offset : place.offset + place.size_bytes] = data
+                self._written[name] = digest_of(data)
 
     def sections(self, on_block: Callable[[int], None]) -> Iterator[Section]:
-        """The hashed sections, padding included. `on_block(count)` after each section."""
+        """The hashed sections, padding included. `on_block(count)` after each section.
+
+        Raises CompileFailed when what is in the file is not what was written to it.
+        """
         for place in self._layout.places.values():
             sealed = self._sealed.get(place.name)
-            section = sealed.result() if sealed else self._hash(place)
+            if sealed:
+                section = sealed.result()
+            else:
+                with memoryview(self._map) as data, data[place.offset : place.offset + place.size_bytes] as part:
+                    if digest_of(part) != self._written.get(place.name):
+                        raise _not_as_written(place.name)
+                section = self._hash(place)
             on_block(len(section.blocks))
             yield section
+
+    def _check_and_hash(self, matrix: Matrix, sums: NDArray[np.int32]) -> Section:
+        if not np.array_equal(self.matrix(matrix).sum(axis=0, dtype=np.int32), sums):
+            raise _not_as_written(matrix.name)
+        return self._hash(self._layout.places[matrix.name])
 
     def _hash(self, place: Place) -> Section:
         with memoryview(self._map) as data, data[place.offset : place.end] as part:
@@ -81,6 +104,14 @@ class WeightsFile:
     def flush(self) -> None:
         self._map.flush()
         os.fsync(self._file.fileno())
+
+
+def _not_as_written(name: str) -> CompileFailed:
+    return CompileFailed(
+        f"what is in weights.bin for {name} is not what was computed",
+        advice="look at this machine's memory and disk; it is tried again",
+        stage="finalizing",
+    )
 
 
 def count_blocks(layout: Layout) -> int:

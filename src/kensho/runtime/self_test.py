@@ -1,8 +1,9 @@
 """Run a fixed sequence through a session: to choose the form of a graph, and to recognise the graph again later.
 
-Two questions, two moments. When compiling: does the int8 graph, on this CPU, answer like the exact one
-(`relative_error` <= `MAX_ERROR`)? Afterwards: does it still answer
-what it answered then? A circuit's canary asks for the same ids; `check_session` also looks at the logits.
+Two questions. When compiling: does the int8 graph, on this CPU, answer like the exact one (`relative_error` <=
+`MAX_ERROR`)? Afterwards: does it still answer what it answered then? The compiler asks that of the files it has written
+(`check_session`, with the logits); the first engine after each boot of the machine, and a circuit's canary, are asked
+for the same ids.
 The prompt is one prefill of several rows and then single rows, because those take different kernels.
 """
 
