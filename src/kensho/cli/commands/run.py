@@ -57,7 +57,9 @@ async def act(context: Context, app: "Kensho") -> Result:
     async with aclosing(app.generate(args.model, args.prompt, options)) as answer:
         async for token in answer:
             context.output.piece(token.text)
-            gc.enable()  # `entry` had switched it off until here
+            if not gc.isenabled():  # `entry` had switched it off until here; what there is now is no garbage
+                gc.freeze()
+                gc.enable()
         return _tell(context, answer.record)
 
 
