@@ -82,7 +82,7 @@ def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def stream(codec: TextCodec, ids: list[int], window: int) -> list[str]:
-    pieces = Detokenizer(codec.decode, codec._kind_of, codec._style, window=window)
+    pieces = codec.detokenizer(window=window)
     return [*[pieces.push(token) for token in ids], pieces.finish()]
 
 
@@ -124,7 +124,8 @@ def test_a_character_of_several_tokens_comes_when_it_is_whole(name: str, tmp_pat
 def test_a_long_answer_costs_a_window_a_token_not_the_whole(tmp_path: Path) -> None:
     codec = TextCodec.load(save(TOKENIZERS["gemma"], tmp_path))
     lengths = []
-    pieces = Detokenizer(lambda ids: lengths.append(len(ids)) or codec.decode(ids), codec._kind_of, codec._style)
+    tokens = codec._tokens
+    pieces = Detokenizer(lambda ids: lengths.append(len(ids)) or codec.decode(ids), tokens.kind_of, tokens.style)
     for token in codec.prompt_ids("the quick fox " * 200):
         pieces.push(token)
     assert max(lengths) < 60

@@ -7,9 +7,23 @@ nothing but the messages: no files, no imports, no attributes that begin with `_
 from collections.abc import Mapping, Sequence
 
 from kensho.base.errors import ConfigError, ModelError
+from kensho.base.structs import Struct
 
 MAX_TEMPLATE_CHARS = 256 * 1024
 MAX_OUTPUT_CHARS = 1024 * 1024
+
+
+class ChatPieces(Struct):
+    """A template's whole effect on one question: text before it and after it (`tokenizer.chat_pieces` proves it)."""
+
+    before: str
+    after: str
+    is_trimmed: bool
+    """White space at the question's ends is dropped."""
+
+    def render(self, question: str) -> str:
+        """What the template would write. The question is text here and nothing else: no Jinja reads it."""
+        return f"{self.before}{question.strip() if self.is_trimmed else question}{self.after}"
 
 
 def render_question(template: str, question: str, tokens: Mapping[str, str]) -> str:
