@@ -53,6 +53,7 @@ from kensho.base.events.runtime import (
     RecompileStorm,
     TierChanged,
     TierKept,
+    TokenizerTables,
 )
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "StreamMoved",
     "TierChanged",
     "TierKept",
+    "TokenizerTables",
     "UpdateApplied",
     "circuit_changed",
 ]

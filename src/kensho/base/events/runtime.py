@@ -126,6 +126,20 @@ class TierKept(Event, kw_only=True):
     reason: str
 
 
+class TokenizerTables(Event, kw_only=True):
+    """`outcome` is made, refused (they are not used and made anew), not possible (the library serves) or failed."""
+
+    name: ClassVar[str] = "runtime.tokenizer.tables"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "tokenizer tables of {model} {version}: {outcome} {detail}"
+    model: str
+    version: str
+    outcome: str
+    detail: str
+    seconds: float
+
+
 class ModelClosed(Event, kw_only=True):
     """Its engines have ended; the next request loads it again."""
 
