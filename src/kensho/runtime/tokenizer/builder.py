@@ -1,0 +1,63 @@
+"""Have tables made for an installed model, in a child that can be killed (parent side of `build_child`)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import EngineError
+from kensho.base.events import Emit, TokenizerTables
+from kensho.base.ids import Digest
+from kensho.runtime.process import Child, spawn
+from kensho.runtime.to_the_end import to_the_end
+from kensho.runtime.tokenizer.files import made_name, reason_against, sources_of
+
+LIMIT_S: Seconds = 300.0
+"""30 times what 262k tokens take on a quiet machine: at idle priority beside a busy one it may be slow."""
+_REAP_S: Seconds = 5.0
+
+
+class TablesBuilder:
+    """`made_here`: where the tables go. `env` is the child's whole environment."""
+
+    def __init__(self, made_here: Path, *, env: Mapping[str, str], clock: Clock, emit: Emit) -> None:
+        self._made_here = made_here
+        self._env = env
+        self._clock = clock
+        self._emit = emit
+
+    def is_wanted(self, digests: Mapping[str, Digest]) -> bool:
+        """Whether there are none yet, and it was not found out before that there can be none."""
+        is_there = (self._made_here / f"{made_name(digests)}.tables").exists()
+        return "tokenizer.json" in digests and not is_there and not reason_against(digests, self._made_here)
+
+    async def build(self, model: str, version: str, folder: Path, digests: Mapping[str, Digest]) -> None:
+        """Make the tables, unless another process does. Raises nothing; cancelled, it leaves no process."""
+        start_s = self._clock.monotonic_s()
+        arguments = (str(folder), str(self._made_here), json.dumps(sources_of(digests)))
+        try:
+            child = spawn("kensho.runtime.tokenizer.build_child", arguments, pass_fds=(), env=self._env)
+        except EngineError as error:
+            self._tell(model, version, "failed", error.message, 0.0)
+            return
+        try:
+            ended = await child.ended_within(LIMIT_S)
+        finally:
+            await to_the_end(_end(child))
+        seconds = self._clock.monotonic_s() - start_s
+        if reason := reason_against(digests, self._made_here):
+            self._tell(model, version, "not possible", reason, seconds)
+        elif not self.is_wanted(digests):
+            self._tell(model, version, "made", "", seconds)
+        elif ended is None or ended.exit_code != 0:
+            why = f"{ended.reason} ({ended.last_words})" if ended else f"nothing after {LIMIT_S:g} s"
+            self._tell(model, version, "failed", why, seconds)
+
+    def _tell(self, model: str, version: str, outcome: str, detail: str, seconds: Seconds) -> None:
+        self._emit(TokenizerTables(model=model, version=version, outcome=outcome, detail=detail, seconds=seconds))
+
+
+async def _end(child: Child) -> None:
+    child.kill()
+    if await child.ended_within(_REAP_S) is None:
+        child.reap(0)
