@@ -9,7 +9,10 @@ application: who opened it closes it afterwards.
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable
+
+from starlette.types import ASGIApp
 
 from kensho.app import Kensho
 from kensho.base.clock import Clock
@@ -17,6 +20,9 @@ from kensho.base.errors import StorageError
 from kensho.base.events import DaemonStarted, DaemonStopped
 from kensho.server.control import Choose, ControlServer
 from kensho.server.daemon_lock import DaemonLock
+from kensho.server.host_guard import LOOPBACK_NAMES
+from kensho.server.http_app import make_http_app
+from kensho.server.http_server import HttpServer
 
 
 async def serve(
@@ -24,17 +30,31 @@ async def serve(
 ) -> None:
     """Returns after `stop`. `on_ready` gets the URL once everything answers. Raises DaemonRunning, PortInUse,
     ConfigError and StorageError before that."""
-    store, grace_s = app.settings.store, app.settings.stop_s
+    settings, store = app.settings, app.settings.store
     if (await asyncio.to_thread(app.status)).state == "storage-missing":
         raise StorageError(f"there is no store in {store}", advice="run kensho init --from URL --root ROOT.json")
     began_s = clock.monotonic_s()
     with DaemonLock(store, clock=clock):
+        http = HttpServer(settings.http_host, settings.http_port, is_remote_allowed=settings.http_remote)
         control = ControlServer(store, choose)
-        await control.start()
         try:
-            app.emit(DaemonStarted(url="", pid=os.getpid()))
-            on_ready("")
+            await control.start()
+            await http.start(_http_app(app, http, clock))
+            app.emit(DaemonStarted(url=http.url, pid=os.getpid()))
+            on_ready(http.url)
             await stop.wait()
         finally:
-            await control.close(grace_s=grace_s)
+            await asyncio.gather(control.close(grace_s=settings.stop_s), http.close(grace_s=settings.stop_s))
     app.emit(DaemonStopped(seconds=clock.monotonic_s() - began_s))
+
+
+def _http_app(app: Kensho, http: HttpServer, clock: Clock) -> ASGIApp:
+    settings = app.settings
+    return make_http_app(
+        app,
+        names=(*LOOPBACK_NAMES, http.address, settings.http_host, *settings.http_names),
+        token=lambda: secrets.token_hex(12),
+        draw_seed=lambda: secrets.randbits(63),
+        abort=http.abort,
+        clock=clock,
+    )

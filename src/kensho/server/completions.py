@@ -1,0 +1,233 @@
+"""POST /v1/chat/completions and /v1/completions: one request, one answer, whole or as a stream.
+
+Rules: (1) an error before the first token has its own status; one after it is an event of the stream, which then ends;
+(2) a client that goes away, or does not read for SEND_S, frees its engine within one step; (3) at most MAX_BODY_BYTES
+are taken in, within BODY_S.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+
+from starlette.types import Message, Receive, Scope, Send
+
+from kensho.app import AnswerRecord, AnswerStream, GenerateOptions, Kensho
+from kensho.base.clock import Clock, Seconds
+from kensho.base.errors import KenshoError
+from kensho.base.events import ErrorRaised
+from kensho.server.openai_errors import Problem, problem_of
+from kensho.server.openai_reply import Finish, ReplyShape
+from kensho.server.openai_request import Asked
+from kensho.server.responses import DONE, EVENTS, begin, event, send_json, send_problem
+from kensho.server.stop_strings import StopScanner
+from kensho.telemetry.record import frames_of
+
+MAX_BODY_BYTES = 10_000_000
+BODY_S: Seconds = 30.0
+"""A client that has not sent its request by then is told so (guess: ten megabytes over a slow link)."""
+SEND_S: Seconds = 10.0
+"""A client that takes in nothing for so long is taken for gone (guess)."""
+
+Parse = Callable[[bytes, Mapping[str, str]], Asked]
+
+
+class Completions:
+    """An ASGI application for one of the two paths."""
+
+    def __init__(
+        self,
+        app: Kensho,
+        parse: Parse,
+        *,
+        is_chat: bool,
+        token: Callable[[], str],
+        draw_seed: Callable[[], int],
+        abort: Callable[[Scope], None],
+        clock: Clock,
+    ) -> None:
+        """`token` makes ids that are never the same, `draw_seed` seeds; `abort` cuts a request's connection."""
+        self._app = app
+        self._parse = parse
+        self._is_chat = is_chat
+        self._token = token
+        self._draw_seed = draw_seed
+        self._abort = abort
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        reply = _Reply(send, f"req_{self._token()}", abort=lambda: self._abort(scope))
+        try:
+            asked = self._parse(await _read_body(receive, headers), headers)
+            await _while_connected(receive, self._answer(asked, reply))
+        except _Gone:
+            return
+        except _Refused as refused:
+            await reply.problem(refused.problem)
+        except KenshoError as error:
+            await reply.problem(problem_of(error))
+        except Exception as error:
+            frames = frames_of(error.__traceback__)
+            self._app.emit(ErrorRaised(code="server_error", reason=type(error).__name__, frames=frames))
+            await reply.problem(Problem(500, "this is a fault in Kensho; its log has more", "server_error", "failure"))
+
+    async def _answer(self, asked: Asked, reply: "_Reply") -> None:
+        seed = asked.seed if asked.seed is not None else self._draw_seed() if asked.temperature else 0
+        options = GenerateOptions(
+            max_tokens=asked.max_tokens,
+            temperature=asked.temperature,
+            seed=seed % (1 << 64),
+            priority=asked.priority,
+            deadline_s=asked.deadline_s,
+            is_raw_prompt=not self._is_chat,
+        )
+        shape = ReplyShape(
+            self._is_chat,
+            f"{'chatcmpl' if self._is_chat else 'cmpl'}-{self._token()}",
+            int(self._clock.wall_s()),
+            asked.model,
+            asked.has_usage,
+        )
+        scan = StopScanner(asked.stops)
+        answer = self._app.generate(asked.model, asked.prompt, options)
+        async with aclosing(answer):
+            pieces = _pieces(answer, scan)
+            async with aclosing(pieces):
+                if asked.is_stream:
+                    await self._stream(pieces, answer, scan, shape, reply)
+                    return
+                text = "".join([piece async for piece in pieces])
+        record = answer.so_far
+        await reply.whole(shape.whole(text, record, _finish(record, scan)), record)
+
+    async def _stream(
+        self,
+        pieces: AsyncGenerator[str, None],
+        answer: AnswerStream,
+        scan: StopScanner,
+        shape: ReplyShape,
+        reply: "_Reply",
+    ) -> None:
+        piece = await anext(pieces, "")  # who answers is known with the first token, and said in the headers
+        await reply.begin(answer.so_far)
+        for chunk in shape.first():
+            await reply.event(chunk)
+        while True:
+            if piece:
+                await reply.event(shape.piece(piece))
+            following = await anext(pieces, None)
+            if following is None:
+                break
+            piece = following
+        record = answer.so_far
+        for chunk in shape.last(record, _finish(record, scan)):
+            await reply.event(chunk)
+        await reply.end()
+
+
+class _Reply:
+    """What goes back to one client."""
+
+    def __init__(self, send: Send, request_id: str, *, abort: Callable[[], None]) -> None:
+        self._send = send
+        self._headers = {"x-request-id": request_id}
+        self._abort = abort
+        self._has_begun = False
+
+    async def whole(self, body: Mapping[str, object], record: AnswerRecord) -> None:
+        await send_json(self._timely, 200, body, self._headers | _about(record))
+
+    async def begin(self, record: AnswerRecord) -> None:
+        self._has_begun = True
+        await begin(self._timely, 200, {"content-type": EVENTS, **self._headers, **_about(record)})
+
+    async def event(self, chunk: Mapping[str, object]) -> None:
+        await self._timely({"type": "http.response.body", "body": event(chunk), "more_body": True})
+
+    async def end(self) -> None:
+        await self._timely({"type": "http.response.body", "body": DONE})
+
+    async def problem(self, problem: Problem) -> None:
+        """As an answer of its own, or as the last event of a stream that has begun."""
+        if self._has_begun:
+            await self._timely({"type": "http.response.body", "body": event(problem.body())})
+        else:
+            await send_problem(self._timely, problem, self._headers)
+
+    async def _timely(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self._send(message)
+        except TimeoutError:
+            self._abort()
+            raise _Gone from None
+
+
+class _Gone(Exception):
+    """Nobody reads any more."""
+
+
+class _Refused(Exception):
+    """The request was not read."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        self.problem = Problem(status, message, "invalid_request_error", code)
+
+
+async def _pieces(answer: AnswerStream, scan: StopScanner) -> AsyncGenerator[str, None]:
+    """The text as it may be shown; empty pieces too, since the first one tells that the answer has begun."""
+    async for token in answer:
+        yield scan.push(token.text)
+        if scan.is_stopped:
+            return
+    rest = scan.finish()
+    if rest:
+        yield rest
+
+
+def _finish(record: AnswerRecord, scan: StopScanner) -> Finish:
+    return "stop" if scan.is_stopped else record.finish
+
+
+def _about(record: AnswerRecord) -> dict[str, str]:
+    return {"x-kensho-engine": record.engine, "x-kensho-model-version": record.version}
+
+
+async def _read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
+    stated = headers.get("content-length", "")
+    too_large = _Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large")
+    if stated.isdigit() and int(stated) > MAX_BODY_BYTES:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _Gone
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise _Refused(408, f"the body did not come within {BODY_S:g} s", "body_too_slow") from None
+
+
+async def _while_connected(receive: Receive, work: Coroutine[None, None, None]) -> None:
+    """Do the work; end it as soon as the client is gone."""
+    working, watching = asyncio.create_task(work), asyncio.create_task(_until_gone(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _Gone
+        working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,115 @@
+"""Listens for HTTP and serves an ASGI application with uvicorn, on the caller's event loop and with its signals.
+
+server = HttpServer(host="127.0.0.1", port=0, is_remote_allowed=False)     # bound: may raise PortInUse
+await server.start(app)
+await server.close(grace_s=5.0)
+"""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp, Scope
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from kensho.base.clock import Seconds
+from kensho.base.errors import ConfigError, PortInUse, UsageError
+
+MAX_CONNECTIONS = 1000
+"""Beyond that, uvicorn answers 503 by itself (guess: far below the usual 1024 descriptors left to other uses)."""
+KEEP_ALIVE_S = 60
+
+
+class HttpServer:
+    """Bound at once, so that a port in use is told before anything else is done; serves after `start`."""
+
+    def __init__(self, host: str, port: int, *, is_remote_allowed: bool) -> None:
+        """Raises PortInUse, ConfigError for an address that is not of this machine, and UsageError for one that other
+        machines reach unless `is_remote_allowed`."""
+        self._socket = _bind(host, port)
+        self.address: str = self._socket.getsockname()[0]
+        self.port: int = self._socket.getsockname()[1]
+        self.is_remote = not ipaddress.ip_address(self.address.partition("%")[0]).is_loopback
+        if self.is_remote and not is_remote_allowed:
+            self._socket.close()
+            raise UsageError(
+                f"other machines could reach {host}, and whoever reaches it may use every model",
+                advice="add --allow-remote if that is wanted, or leave --host out",
+            )
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://[{self.address}]:{self.port}" if ":" in self.address else f"http://{self.address}:{self.port}"
+
+    async def start(self, app: ASGIApp) -> None:
+        """Returns once requests are taken."""
+        # uvicorn's words go nowhere: what matters is told as events of ours.
+        for name in ("uvicorn", "uvicorn.error"):
+            logging.getLogger(name).addHandler(logging.NullHandler())
+            logging.getLogger(name).propagate = False
+        config = uvicorn.Config(
+            app,
+            http=H11Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        while not self._server.started and not self._serving.done():  # noqa: ASYNC110  # it has no event to wait for
+            await asyncio.sleep(0.001)
+
+    def abort(self, scope: Scope) -> None:
+        """Cut the connection of a request, without waiting for its client to read anything."""
+        if self._server:
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, H11Protocol) and connection.client == scope["client"]:
+                    connection.transport.abort()
+
+    async def close(self, *, grace_s: Seconds) -> None:
+        """Take no more; let running answers finish within `grace_s`, then end them. Idempotent."""
+        server, self._server = self._server, None
+        self._socket.close()
+        if server is None or self._serving is None:
+            return
+        server.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # asyncio takes fractions
+        server.should_exit = True
+        await asyncio.gather(self._serving, return_exceptions=True)
+        await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, H11Protocol):
+                connection.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the daemon's."""
+        yield
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address, family=family, backlog=128)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "another program listens there" if taken else os.strerror(error.errno or 0).lower()
+        if isinstance(error, socket.gaierror):
+            reason = "there is no such address"
+        raise (PortInUse if taken else ConfigError)(
+            f"cannot listen on {host} port {port}: {reason}", advice="choose another --port; 0 takes any free one"
+        ) from error
