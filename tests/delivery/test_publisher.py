@@ -342,3 +342,20 @@ def test_a_disk_that_fails_anywhere_is_one_sentence_and_the_old_release_stays(
         if not disk.is_reached:
             break
     assert failed > 30 // step
+
+
+def test_a_made_file_is_published_in_place_of_the_sources_own(keys: Path, ram: Path) -> None:
+    source, repo, made = write_model(ram / "m"), ram / "repo", ram / "made"
+    (source / "tokenizer.tables").write_bytes(b"old")
+    made.write_bytes(b"new tables")
+    put(source, repo, keys, made={"tokenizer.tables": made})
+    assert content_of(repo, keys, "1.0")["tokenizer.tables"] == b"new tables"
+
+
+def test_a_wider_roll_out_keeps_the_made_files_that_the_release_has(keys: Path, ram: Path) -> None:
+    source, repo, made = write_model(ram / "m"), ram / "repo", ram / "made"
+    made.write_bytes(b"tables of an older program")
+    put(source, repo, keys, rollout_percent=10, made={"tokenizer.tables": made})
+    put(source, repo, keys, rollout_percent=50, made={"tokenizer.tables": None})
+    assert content_of(repo, keys, "1.0")["tokenizer.tables"] == b"tables of an older program"
+    assert manifest_of(repo, keys, "1.0").rollout_percent == 50

@@ -7,7 +7,7 @@ appears at once, with the timestamp, which is written last (`repository`): kille
 the old release, and publishing again works.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from kensho.delivery.manifest import (
     parse_chunk_list,
     parse_manifest,
 )
-from kensho.delivery.model_folder import list_model_files, reading
+from kensho.delivery.model_folder import SourceFile, list_model_files, reading
 from kensho.delivery.packing import CutFile, PackedFile, Packer, Progress, measure
 from kensho.delivery.packs import Location, PackWriter
 from kensho.delivery.releases import ReleaseRef, describe_release
@@ -65,11 +65,15 @@ def publish(
     emit: Emit,
     progress: Progress = lambda done, total: None,
     disk: Disk | None = None,
+    made: Mapping[str, Path | None] | None = None,
 ) -> PublishReport:
     """Add `version` of `model`, made of the files in `source`, to the repository folder `repo`.
 
     If it is there, with the same files, `rollout_percent` becomes the share of machines that get it; the other terms
     stay what they were.
+
+    `made`: files that were made from the source's for this release, by path (None: not to be had); they take the
+    place of what the source has there, and a version that is published again keeps those that it has.
 
     Blocks. Measured on two busy cores: 125 to 200 MB/s of new bf16 weights, 300 to 600 MB/s of known ones, 12 MiB of
     memory whatever the size. Raises ModelError (the folder is no model, or a file is truncated), ConfigError (names,
@@ -81,12 +85,14 @@ def publish(
     _check_terms(model, version, fallback_model, changelog, min_client)
     _check_rollout(rollout_percent)
     validity = validity_of(expires_days)
-    cuts = [measure(disk, file) for file in list_model_files(source)]
+    made = made or {}
+    cuts = [measure(disk, file) for file in _with_made(list_model_files(source), made)]
     with repository_lock(disk, repo):
         repository = Repository.open(repo, keys, disk)
         repository.check_keys()
         if known := next((r for r in repository.releases() if (r.model, r.version) == (model, version)), None):
-            before, after = _change_rollout(repository, known, _digests(disk, cuts), rollout_percent)
+            given = {path: digest for path, digest in _digests(disk, cuts).items() if path not in made}
+            before, after = _change_rollout(repository, known, given, rollout_percent, set(made))
             repository.commit(now, validity)
             return _report(repository, after, _count_chunks(repository, before), 0, emit)
         earlier = _read_earlier(repository, model)
@@ -146,6 +152,12 @@ def _report(repository: Repository, manifest: Manifest, chunks: int, bytes_packe
         )
     )
     return report
+
+
+def _with_made(files: Sequence[SourceFile], made: Mapping[str, Path | None]) -> list[SourceFile]:
+    found = [file for file in files if file.path not in made]
+    found += [SourceFile(path, location) for path, location in made.items() if location is not None]
+    return sorted(found, key=lambda file: file.path)
 
 
 def _check_terms(model: str, version: str, fallback_model: str | None, changelog: str, min_client: str) -> None:
@@ -209,7 +221,7 @@ def _digests(disk: Disk, cuts: Sequence[CutFile]) -> dict[str, Digest]:
 
 
 def _change_rollout(
-    repository: Repository, known: ReleaseRef, files: dict[str, Digest], percent: int
+    repository: Repository, known: ReleaseRef, files: dict[str, Digest], percent: int, made: set[str]
 ) -> tuple[Manifest, Manifest]:
     """The release's manifest, now for this share of the machines: the one thing of a release that may change.
 
@@ -217,7 +229,7 @@ def _change_rollout(
     """
     before = parse_manifest(repository.read_target(known.target))
     what = f"model {known.model!r} {known.version} is already published"
-    if files != {file.path: file.digest for file in before.files}:
+    if files != {file.path: file.digest for file in before.files if file.path not in made}:
         raise ConfigError(f"{what}, with other files", advice="choose another version")
     if percent == before.rollout_percent:
         raise ConfigError(what, advice="choose another version, or another share of the machines (--rollout)")

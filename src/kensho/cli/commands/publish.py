@@ -27,10 +27,11 @@ def add_arguments(arguments: Arguments) -> None:
 
 
 def run(context: Context) -> Result:
+    from kensho.app.publishing import made_files
     from kensho.delivery.publisher import publish
 
     args, output = context.args, context.output
-    with context.open_app(has_log=False) as app:
+    with context.open_app(has_log=False) as app, made_files(args.source) as made:
         report = publish(
             args.source,
             args.to,
@@ -46,11 +47,16 @@ def run(context: Context) -> Result:
             now=app.now(),
             progress=lambda done, total: output.progress(f"publish {args.model}", done, total, "bytes"),
             emit=app.emit,
+            made=made.files,
         )
     output.data(
         f"published {args.model} {args.release_version}: {report.files} files, {report.chunks} chunks, "
         f"{size_text(report.bytes_source)}, of which {size_text(report.bytes_packed)} are new in the repository"
     )
+    if made.size_bytes:
+        output.note(f"tokenizer tables built in {made.seconds:.1f} s: {size_text(made.size_bytes)}")
+    elif made.reason:
+        output.note(f"no tokenizer tables, machines load the tokenizer itself: {made.reason}")
     output.note(f"hand this root file to your machines, by a way you trust: {report.root}")
     return Result(
         keys={
@@ -60,5 +66,6 @@ def run(context: Context) -> Result:
             "bytes_packed": report.bytes_packed,
             "patches": report.patches,
             "root": str(report.root),
+            "tokenizer_tables": bool(made.size_bytes),
         }
     )
