@@ -9,6 +9,7 @@ is the second load of a process, so the engine's library is there already. The K
 """
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -42,16 +43,17 @@ def main() -> None:
     model = prepare(args.work)
     print_machine()
     compiled, raw = args.work / "graph", args.work / "raw"
-    compiles, raws = [], []
+    compiles, raws, hosts = [], [], []
     loads: dict[str, list[Numbers]] = {tier: [] for tier in TIERS}
     for _ in range(args.rounds):
         compiles.append(child("compile", model, fresh(compiled)))
         raws.append(child("raw", model, fresh(raw)))
+        hosts.append(child("hosts", model, fresh(args.work / "hosts")))
         for tier in TIERS:
             loads[tier].append(child("load", model, raw if tier == "raw" else compiled, Path(tier)))
     print_compile(compiles)
     print_loads(loads)
-    print_bars(compiles, raws, loads)
+    print_bars(compiles, raws, hosts, loads)
 
 
 def prepare(work: Path) -> Path:
@@ -120,6 +122,73 @@ def part_raw(model: Path, out: Path) -> Numbers:
         return {"build_s": built_s - began_s, "wall_s": time.perf_counter() - began_s}
 
 
+def part_hosts(model: Path, out: Path) -> Numbers:
+    """As an application does it: the raw graph built by a child, the answer given by an engine host."""
+    return {name: asyncio.run(first_answer(model, out, is_early=name == "early_s")) for name in ("early_s", "later_s")}
+
+
+async def first_answer(model: Path, out: Path, *, is_early: bool) -> float:
+    """`is_early`: the host's process starts while the graph is built, not after it."""
+    from secrets import token_hex
+
+    from kensho.base.clock import SystemClock
+    from kensho.base.ids import digest_of
+    from kensho.base.inference import Sampling
+    from kensho.runtime.compiler import Compiler
+    from kensho.runtime.early_host import EarlyHosts
+    from kensho.runtime.graph_cache import GraphCache
+    from kensho.runtime.host import EngineHost
+    from kensho.runtime.host_source import SpawnedHosts
+    from kensho.runtime.loader import ModelLoader
+    from kensho.runtime.machine import read_machine
+
+    def token() -> str:
+        return token_hex(4)
+
+    clock, env = SystemClock(), dict(os.environ)
+    loader = ModelLoader(
+        cache=GraphCache(out, limit_bytes=1 << 33, boot="", clock=clock, token=token, emit=ignore),
+        compiler=Compiler(env=env, stall_s=60, emit=ignore),
+        scratch=out,
+        token=token,
+        machine=read_machine(),
+        clock=clock,
+        emit=ignore,
+        max_context=CONTEXT,
+        threads=1,
+    )
+    digests = {name: digest_of(name.encode()) for name in ("config.json", "tokenizer.json", "model.safetensors")}
+    hosts = EarlyHosts(SpawnedHosts())
+    began_s = time.perf_counter()
+    if is_early:
+        hosts.prepare(env=env, allow_faults=False)
+    graph = await loader.load("bench", "1", model, digests, tier="raw")
+    host = EngineHost(
+        "primary",
+        graph,
+        clock=clock,
+        emit=ignore,
+        env=env,
+        threads=1,
+        max_context=CONTEXT,
+        start_s=60,
+        inactivity_s=30,
+        hosts=hosts,
+    )
+    await host.start()
+    try:
+        async for _ in host.generate(tuple(range(5, 21)), (), Sampling(max_tokens=1)):
+            return time.perf_counter() - began_s
+        raise AssertionError("no token")
+    finally:
+        await host.close()
+        loader.close()
+
+
+def ignore(event: object) -> None:
+    del event
+
+
 def part_load(model: Path, graph: Path, tier_name: Path) -> Numbers:
     from kensho.runtime.session import Session, Tier
 
@@ -155,7 +224,7 @@ def part_load(model: Path, graph: Path, tier_name: Path) -> Numbers:
     return found
 
 
-PARTS = {"compile": part_compile, "raw": part_raw, "load": part_load}
+PARTS = {"compile": part_compile, "raw": part_raw, "hosts": part_hosts, "load": part_load}
 
 
 class Stopwatch:
@@ -242,11 +311,15 @@ def print_loads(loads: dict[str, list[Numbers]]) -> None:
         print(f"  {tier:8}" + "".join(f"{middle(runs, name):15.1f}" for name in columns))
 
 
-def print_bars(compiles: Sequence[Numbers], raws: Sequence[Numbers], loads: dict[str, list[Numbers]]) -> None:
+def print_bars(
+    compiles: Sequence[Numbers], raws: Sequence[Numbers], hosts: Sequence[Numbers], loads: dict[str, list[Numbers]]
+) -> None:
     mapped = loads["mapped"]
     bars = (
         ("raw: folder to first answer, resident, s", middle(raws, "wall_s"), 0.5),
         ("raw: the same with its process, s", middle(raws, "process_s"), None),
+        ("raw: folder to first answer, compile child and engine host, s", middle(hosts, "early_s"), 0.5),
+        ("raw: the same, the host started after the build, s", middle(hosts, "later_s"), None),
         ("compile, wall with its process, s", middle(compiles, "process_s"), 5.0),
         ("compile, peak own memory, MB", middle(compiles, "peak_mb"), 200.0),
         ("artefact, MB", middle(compiles, "artefact_mb"), 290.0),

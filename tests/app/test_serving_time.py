@@ -86,7 +86,7 @@ class Opener:
         await asyncio.sleep(0.01)
         self.running.remove(served)
 
-    def release(self, graph: LoadedGraph) -> None:
+    async def release(self, graph: LoadedGraph) -> None:
         self.released += 1
 
     async def verify(self, graph: LoadedGraph) -> None:
@@ -100,7 +100,7 @@ class Opener:
         self.damaged.discard(graph.model)
         self.invalidated.append(reason)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.has_closed = True
 
     def _graph(self, installed: InstalledModel, tier: Tier, source: Origin) -> LoadedGraph:

@@ -5,11 +5,11 @@ Nothing is decided here. What `start` returns is running processes; give it back
 
 import asyncio
 import os
-from collections.abc import Awaitable
 from contextlib import aclosing
 from pathlib import Path
 
 from kensho.app.tiers import COPIES, ModelSizes
+from kensho.app.tokenizer_tables import TablesInBackground
 from kensho.base.clock import Clock
 from kensho.base.errors import WrongNumbers
 from kensho.base.events import Emit
@@ -21,10 +21,11 @@ from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.runtime.compiler import Compiler
+from kensho.runtime.early_host import EarlyHosts
 from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache
 from kensho.runtime.graph_entry import read_boot_id
-from kensho.runtime.graph_identity import stated_kv_bytes
+from kensho.runtime.graph_identity import stated_kv_bytes, stated_vocab_size
 from kensho.runtime.header import TABLE_SECTION, read_header
 from kensho.runtime.host import EngineHost
 from kensho.runtime.host_supply import HostSupply
@@ -58,10 +59,12 @@ class ModelOpener:
     def __init__(self, settings: Settings, *, clock: Clock, emit: Emit, first_host: Prefork | None = None) -> None:
         self._settings = settings
         self._clock = clock
-        self._emit = emit
+        self._tables = TablesInBackground(settings, clock=clock, emit=emit)
+        self._emit = emit = self._tables.hear
         self._threads = settings.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
         self._loader = _make_loader(settings, self._threads, clock=clock, emit=emit)
-        self._hosts = HostSupply(env=settings.child_env, emit=emit, first=first_host)
+        self._supply = HostSupply(env=settings.child_env, emit=emit, first=first_host)
+        self._hosts = EarlyHosts(self._supply)
 
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
         """The graph, if it need not be made."""
@@ -71,14 +74,29 @@ class ModelOpener:
 
     async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph:
         """The graph, made if need be. Raises ModelError, CompileFailed, NotEnoughSpace, StorageError."""
-        return await self._loader.load(
-            installed.model,
-            installed.version,
-            installed.folder,
-            _digests(installed),
-            tier=tier,
-            is_background=is_background,
-        )
+        if tier == "raw":  # somebody waits, and the graph is all but there: its engine's process can start already
+            settings = self._settings
+            self._hosts.prepare(env=settings.child_env, allow_faults=settings.allow_faults)
+        try:
+            graph = await self._loader.load(
+                installed.model,
+                installed.version,
+                installed.folder,
+                _digests(installed),
+                tier=tier,
+                is_background=is_background,
+            )
+        except BaseException:
+            if tier == "raw":
+                await self._hosts.discard()
+            raise
+        if is_background:  # the first run of a model, most likely: what waits for its graph waits for its tables too
+            try:
+                await self._tables.finish(installed)
+            except BaseException:
+                self._loader.release(graph)
+                raise
+        return graph
 
     async def sizes(self, graph: LoadedGraph) -> ModelSizes:
         """What its engines will need."""
@@ -101,9 +119,9 @@ class ModelOpener:
         `codec`: the model's, if it is loaded already. A large vocabulary takes as long as the model (0.5 to 1 s for
         262k), so both load at once.
         """
-        loading = asyncio.create_task(_codec(installed, codec))
+        loading = asyncio.create_task(self._codec(installed, codec))
         try:
-            canary = await _canary(graph, loading)
+            canary = await asyncio.to_thread(_canary, graph)
             primary, standby = self._engine("primary", graph), self._engine("standby", graph)
             scheduler = Scheduler(
                 primary,
@@ -155,17 +173,30 @@ class ModelOpener:
         await served.scheduler.close()
         self._loader.release(served.graph)
 
-    def release(self, graph: LoadedGraph) -> None:
+    async def release(self, graph: LoadedGraph) -> None:
         """A graph that was found or made, and not started."""
         self._loader.release(graph)
+        if graph.tier == "raw":
+            await self._hosts.discard()
 
     async def invalidate(self, graph: LoadedGraph, reason: str) -> None:
         """No engine can use it, whatever its hashes say: it is made anew when it is wanted again (row R7)."""
         await self._loader.invalidate(graph, reason)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """After the last engine has ended."""
+        await self._tables.close()
+        await self._hosts.discard()
         self._loader.close()
-        self._hosts.close()
+        self._supply.close()
+
+    async def _codec(self, installed: InstalledModel, codec: TextCodec | None) -> TextCodec:
+        if codec is not None:
+            return codec
+        digests, made_here = _digests(installed), self._settings.store / "graphs"
+        loaded = await asyncio.to_thread(TextCodec.load, installed.folder, digests=digests, made_here=made_here)
+        self._tables.note(installed, loaded, digests)
+        return loaded
 
     def _max_context(self, graph: LoadedGraph) -> int:
         return min(self._settings.max_context, graph.max_positions)
@@ -241,13 +272,14 @@ def _digests(installed: InstalledModel) -> dict[str, Digest]:
     return {file.path: file.used for file in installed.files if file.used is not None}
 
 
-async def _codec(installed: InstalledModel, codec: TextCodec | None) -> TextCodec:
-    return await asyncio.to_thread(TextCodec.load, installed.folder) if codec is None else codec
+_RAW_CANARY_IDS = 8
 
 
-async def _canary(graph: LoadedGraph, codec: Awaitable[TextCodec]) -> Canary:
-    """The probe of a circuit: the graph's own self-test; the raw graph has none and is asked when it is healthy."""
+def _canary(graph: LoadedGraph) -> Canary:
+    """The probe of a circuit: the graph's own self-test; the raw graph has none and is asked when it is healthy, for
+    what comes after ids from all over its vocabulary. Not after words: the engine need not wait for the tokenizer."""
     if graph.tier == "raw":
-        return Canary((await codec).prompt_ids("Hello"))
+        count = stated_vocab_size(graph.model_folder)
+        return Canary([(2 + index * 7919) % count for index in range(_RAW_CANARY_IDS)])
     vector = read_header(graph.graph_folder).self_test
     return Canary(vector.prompt_ids, vector.expected_ids)

@@ -113,7 +113,7 @@ class Serving:
     async def compile(self, installed: InstalledModel) -> LoadedGraph:
         """Find or make the graph, without loading it. Cancelling kills the compile child."""
         graph = await self._make(installed)
-        self._opener.release(graph)
+        await self._opener.release(graph)
         return graph
 
     async def finish(self) -> None:
@@ -135,7 +135,7 @@ class Serving:
         await asyncio.gather(*(self._opener.end(loaded.served) for loaded in retired + [p.loaded for p in places]))
         for place in places:
             place.lease.close()
-        self._opener.close()
+        await self._opener.close()
 
     # --- opening ---
 
@@ -203,7 +203,7 @@ class Serving:
             if not is_giving_back:
                 await self._make_room(installed, graph.tier, sizes)
         except BaseException:
-            self._opener.release(graph)
+            await self._opener.release(graph)
             raise
         try:
             return await self._opener.start(installed, graph, sizes, codec)
@@ -304,7 +304,7 @@ class Serving:
         try:
             graph = await self._opener.make(installed, wanted, is_background=True)
             if self._is_finishing:
-                self._opener.release(graph)
+                await self._opener.release(graph)
                 return
             # Giving back is for when there is no room: the reserve pays for the moment in which both are up.
             is_giving_back = wanted == "mapped" and before.served.graph.tier in COPIES

@@ -57,6 +57,11 @@ def stated_kv_bytes(folder: Path) -> int:
     return 2 * 4 * layers * kv_heads * head_dim
 
 
+def stated_vocab_size(folder: Path) -> int:
+    """How many token ids the model in `folder` says it knows; 1 where it does not say: id 0 is always one."""
+    return _number(_read_config(folder), "vocab_size") or 1
+
+
 def _read_config(folder: Path) -> dict[str, object]:
     try:
         with (folder / "config.json").open("rb") as file:

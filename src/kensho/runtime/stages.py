@@ -138,7 +138,7 @@ def build_raw(model_folder: Path, out_folder: Path, *, max_positions: int = DEFA
     positions = min(max_positions, model.spec.max_positions)
     graph = _raw_graph(model, link(model.spec), rope_constants(model.spec, positions), positions)
     with storage_errors(out_folder, len(graph)):
-        write_file(out_folder, GRAPH_FILE, graph)
+        (out_folder / GRAPH_FILE).write_bytes(graph)  # it does not outlive the program: no fsync
 
 
 def _test_result(model: Model, folder: Path, header: GraphHeader, threads: int) -> None:
