@@ -117,6 +117,12 @@ class EngineHung(EngineError):
     code = "engine_hung"
 
 
+class EngineUnkillable(EngineError):
+    """The process of an engine did not end after SIGKILL: it is stuck in a driver, and left to the kernel."""
+
+    code = "engine_unkillable"
+
+
 class WrongNumbers(EngineError):
     """NaN or infinity in the logits, or a canary that answered something else."""
 
@@ -148,6 +154,15 @@ class UnknownArchitecture(ModelError):
     """config.json names an architecture or a setting whose mathematics is not implemented: refused, not guessed."""
 
     code = "unknown_architecture"
+
+
+# --- request: this one request is at fault, for nobody else anything is wrong. Change it. ---
+
+
+class PoisonRequest(KenshoError):
+    """It ended two engine processes, and is refused for an hour."""
+
+    code = "poison_request"
 
 
 # --- overload: too much asked for. Back off. ---
