@@ -8,22 +8,32 @@ from kensho.base.errors import (
     EngineCrashed,
     EngineError,
     EngineHung,
+    KenshoError,
     ModelError,
+    NotEnoughMemory,
     Overloaded,
+    PoisonRequest,
     WrongNumbers,
 )
 from kensho.resilience.classify import FailureClass, classify
+from kensho.resilience.failure_messages import RULES, failure_of
+
+F = FailureClass
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (EngineCrashed("gone"), FailureClass.CRASH),
-        (EngineHung("no token"), FailureClass.HANG),
-        (WrongNumbers("nan"), FailureClass.WRONG_NUMBERS),
-        (EngineError("CUDA error: an Illegal Memory Access was encountered"), FailureClass.STICKY),
-        (EngineError("something else"), FailureClass.UNKNOWN),
-        (TimeoutError(), FailureClass.TIMEOUT),
+        (EngineCrashed("gone"), F.CRASH),
+        (EngineCrashed("gone", stderr="CUDA error: out of memory\nAborted (core dumped)"), F.CRASH),
+        (EngineCrashed("gone", stderr="Failed to initialize NVML: Driver/library version mismatch"), F.DRIVER_MISMATCH),
+        (EngineCrashed("gone: the GPU has fallen off the bus"), F.DEVICE_LOST),
+        (EngineHung("no token"), F.HANG),
+        (WrongNumbers("nan"), F.WRONG_NUMBERS),
+        (NotEnoughMemory("does not fit"), F.OUT_OF_MEMORY),
+        (EngineError("CUDA error: an Illegal Memory Access was encountered"), F.STICKY),
+        (EngineError("something else"), F.UNKNOWN),
+        (TimeoutError(), F.TIMEOUT),
     ],
 )
 def test_an_engines_failure_has_a_kind(error: BaseException, kind: FailureClass) -> None:
@@ -39,8 +49,83 @@ def test_an_engines_failure_has_a_kind(error: BaseException, kind: FailureClass)
         DeadlineMissed("late"),
         ConfigError("bad"),
         ModelError("prompt"),
+        PoisonRequest("again"),
+        KenshoError("anything"),
         ValueError("bad input"),
     ],
 )
 def test_what_says_nothing_about_the_engine_is_not_counted(error: BaseException) -> None:
     assert classify(error) is None
+
+
+ORT = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running"
+CORPUS = [
+    # ONNX Runtime, as reported in microsoft/onnxruntime and its users' threads
+    (
+        f"{ORT} Conv node. Name:'/patch_embed/Conv' Status Message: /onnxruntime_src/onnxruntime/core/framework/"
+        "bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*, bool, "
+        "onnxruntime::WaitNotificationFn) Failed to allocate memory for requested buffer of size 2830172160",
+        F.OUT_OF_MEMORY,
+    ),
+    (
+        "Available memory of 1048576 is smaller than requested bytes of 285081600",
+        F.OUT_OF_MEMORY,
+    ),
+    (
+        "CUDA failure 2: out of memory ; GPU=0 ; hostname=box ; expr=cudaMalloc((void**)&p, size);",
+        F.OUT_OF_MEMORY,
+    ),
+    (
+        f"{ORT} MemcpyToHost node. CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; file=x.cc "
+        "; line=448 ; expr=cudaStreamSynchronize(static_cast<cudaStream_t>(stream_));",
+        F.STICKY,
+    ),
+    (
+        "CUDA failure 77: an illegal memory access was encountered ; GPU=0 ; expr=cudaEventDestroy(read_event_);",
+        F.STICKY,
+    ),
+    (f"{ORT} Softmax node. CUDA error cudaErrorLaunchFailure: unspecified launch failure", F.STICKY),
+    (f"{ORT} Add node. Name:'add' Status Message: add: left operand cannot broadcast on dim 1", None),
+    # torch, JAX, cupy, llama.cpp
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB", F.OUT_OF_MEMORY),
+    ("RuntimeError: CUDA error: device-side assert triggered", F.STICKY),
+    ("RuntimeError: CUDA error: misaligned address", F.STICKY),
+    ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", F.STICKY),
+    (
+        "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes",
+        F.OUT_OF_MEMORY,
+    ),
+    ("cudaErrorUnknown: CUDA unknown error - this may be due to an incorrectly set up environment", F.DEVICE_LOST),
+    ("cudaSetDevice err: 999; CUDA is not available", F.DEVICE_LOST),
+    ("Gpu API call (an illegal instruction was encountered) in call", F.STICKY),
+    ("terminate called after throwing an instance of 'std::bad_alloc'", F.OUT_OF_MEMORY),
+    # driver and management library
+    ("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 550.144", F.DRIVER_MISMATCH),
+    ("CUDA driver version is insufficient for CUDA runtime version", F.DRIVER_MISMATCH),
+    ("system has unsupported display driver / cuda driver combination", F.DRIVER_MISMATCH),
+    ("NVRM: Xid (PCI:0000:44:00): 79, GPU has fallen off the bus.", F.DEVICE_LOST),
+    ("Unable to determine the device handle for GPU 0000:01:00.0: GPU is lost.  Reboot the system", F.DEVICE_LOST),
+    ("no CUDA-capable device is detected", F.DEVICE_LOST),
+    ("all CUDA-capable devices are busy or unavailable: devices are unavailable", F.DEVICE_LOST),
+    ("uncorrectable ECC error encountered", F.DEVICE_LOST),
+    ("Memory access fault by GPU node-1 on address 0x7f: Page not present", F.STICKY),
+    # nothing of the kind
+    ("the prompt has 4096 tokens, the context 2048", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("message", "kind"), CORPUS)
+def test_recorded_messages_are_understood(message: str, kind: FailureClass | None) -> None:
+    assert failure_of(message) is kind
+
+
+def test_the_graver_meaning_wins_when_a_message_has_two() -> None:
+    assert failure_of("out of memory after: an illegal memory access was encountered") is F.STICKY
+    assert failure_of("unspecified launch failure; the GPU has fallen off the bus") is F.DEVICE_LOST
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.words[0])
+def test_each_line_of_the_table_is_reached_and_names_its_source(rule: object) -> None:
+    assert rule.source  # type: ignore[attr-defined]
+    assert failure_of(" ... ".join(rule.words).upper()) is rule.failure  # type: ignore[attr-defined]

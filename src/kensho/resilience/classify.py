@@ -5,51 +5,30 @@ hopeless from the start, a full queue and a request that no engine could answer 
 """
 
 import asyncio
-from enum import StrEnum
 
-from kensho.base.errors import EngineCrashed, EngineError, EngineHung, WrongNumbers
+from kensho.base.errors import EngineCrashed, EngineError, EngineHung, NotEnoughMemory, WrongNumbers
+from kensho.resilience.failure_class import FailureClass
+from kensho.resilience.failure_messages import failure_of
 
+__all__ = ["FailureClass", "classify"]
 
-class FailureClass(StrEnum):
-    """Kinds of engine failure, mildest first."""
-
-    UNKNOWN = "unknown"
-    """An engine error that no rule names."""
-    WRONG_NUMBERS = "wrong_numbers"
-    """NaN or infinity instead of logits."""
-    TIMEOUT = "timeout"
-    """No answer in time, while the host is still there."""
-    MISMATCH = "mismatch"
-    """A canary answered with other ids than the expected ones."""
-    STICKY = "sticky"
-    """The process can never work again: every later call on this device context fails."""
-    HANG = "hang"
-    """No progress within the budget."""
-    CRASH = "crash"
-    """The host process is gone."""
-
-
-STICKY_TEXTS = (
-    "illegal memory access",  # CUDA 700
-    "device-side assert",  # CUDA 710
-    "misaligned address",  # CUDA 716
-    "unspecified launch failure",  # CUDA 719
-)
-"""The CUDA driver documents each of these as "the process must be terminated and relaunched"; the error often
-surfaces at a later, innocent call (pytorch issue 44624), and a process kept alive serves only errors."""
+_NEEDS_MORE_THAN_A_PROCESS = frozenset({FailureClass.DEVICE_LOST, FailureClass.DRIVER_MISMATCH})
 
 
 def classify(error: BaseException) -> FailureClass | None:
     """The kind of `error`, or None if it says nothing about the engine's health."""
     if isinstance(error, EngineCrashed):
-        return FailureClass.CRASH
+        # A host that died of a lost device says so in its last words; of all other deaths a new process is the cure.
+        said = failure_of(f"{error} {error.facts.get('stderr', '')}")
+        return said if said in _NEEDS_MORE_THAN_A_PROCESS else FailureClass.CRASH
     if isinstance(error, EngineHung):
         return FailureClass.HANG
     if isinstance(error, WrongNumbers):
         return FailureClass.WRONG_NUMBERS
+    if isinstance(error, NotEnoughMemory):
+        return FailureClass.OUT_OF_MEMORY
     if isinstance(error, EngineError):
-        text = str(error).lower()
-        return FailureClass.STICKY if any(sticky in text for sticky in STICKY_TEXTS) else FailureClass.UNKNOWN
+        return failure_of(str(error)) or FailureClass.UNKNOWN
     if isinstance(error, asyncio.TimeoutError):
         return FailureClass.TIMEOUT
     return None
