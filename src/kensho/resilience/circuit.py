@@ -1,5 +1,5 @@
 """The words of a circuit: its modes, settings, state, inputs and effects. `breaker.step` gives them their meaning,
-`guard.py` carries the effects out.
+`gate.py` keeps the state, `guard.py` carries the effects out.
 """
 
 from enum import StrEnum
@@ -7,7 +7,8 @@ from enum import StrEnum
 from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError
 from kensho.base.structs import Struct, field
-from kensho.resilience.classify import FailureClass
+from kensho.resilience.breaker_rates import BUCKETS, Rates
+from kensho.resilience.failure_class import FailureClass
 
 
 class Mode(StrEnum):
@@ -18,6 +19,31 @@ class Mode(StrEnum):
     HARD_OPEN = "HARD_OPEN"
     FORCED_OPEN = "FORCED_OPEN"
     FORCED_CLOSED = "FORCED_CLOSED"
+    METRICS_ONLY = "METRICS_ONLY"
+
+
+ADMITTING = frozenset({Mode.CLOSED, Mode.FORCED_CLOSED, Mode.METRICS_ONLY})
+FORCED = frozenset({Mode.FORCED_OPEN, Mode.FORCED_CLOSED, Mode.METRICS_ONLY})
+
+
+class HardReason(StrEnum):
+    """Why an engine is off until something outside of it changes. The breaker's word alone."""
+
+    DEVICE_LOST = "device_lost"
+    DRIVER_MISMATCH = "driver_mismatch"
+    START_LOOP = "start_loop"
+    UNKILLABLE = "unkillable"
+    OUTPUT_MISMATCH = "output_mismatch"
+
+
+ADVICE = {
+    HardReason.DEVICE_LOST: "reset or reseat the device, or reboot",
+    HardReason.DRIVER_MISMATCH: "reboot: the driver was updated and its old part still runs",
+    HardReason.START_LOOP: "look at the log of its starts, then give it back",
+    HardReason.UNKILLABLE: "reboot: a process of it does not react to SIGKILL",
+    HardReason.OUTPUT_MISMATCH: "do not trust this device: check its memory, its driver and its cooling",
+}
+"""What a person can do. The circuit looks by itself whether it was done."""
 
 
 class BreakerSettings(Struct):
@@ -31,24 +57,52 @@ class BreakerSettings(Struct):
     jitter: float = 0.2
     """OPEN lasts its time +- this share, so that a fleet on one broken driver does not probe in step. In [0, 1)."""
     restart_open_s: Seconds = 5.0
-    """OPEN after a start that failed."""
+    """OPEN after a start that failed; and the shortest time between two tries of an engine that nobody can stand in
+    for."""
     canary_timeout_s: Seconds = 5.0
     start_timeout_s: Seconds = 120.0
     """A start that takes longer has failed. Guess: a large model from a slow disk."""
     max_failed_starts: int = 3
     failed_starts_window_s: Seconds = 600.0
+    free_restarts: int = 3
+    """So many crashes of requests within `failed_starts_window_s` are followed by a start at once; after each further
+    one the circuit waits `restart_open_s`, doubling."""
     forget_trips_s: Seconds = 600.0
+    max_mismatches: int = 3
+    """Canaries in a row, each in a new process, that computed something else: HARD_OPEN."""
+    window_s: Seconds = 30.0
+    """Over which the two rates are taken."""
+    min_calls: int = 10
+    """Fewer calls have no rate. Anchors with 100 never trip on a machine with one user."""
+    failure_rate: float = 0.5
+    slow_rate: float = 0.5
+    slow_factor: float = 4.0
+    """A call is slow at more than this many times the p95 of this engine's usual calls."""
+    oom_window_s: Seconds = 60.0
+    """A second want of memory within this time restarts the host."""
+    ramp_s: Seconds = 10.0
+    """After the circuit closed: a tenth of the requests prefers this engine at first, half of them from the middle."""
+    check_s: Seconds = 60.0
+    """First look at the machine in HARD_OPEN; doubles up to `open_cap_s`."""
 
     def __post_init__(self) -> None:
-        counts = (self.failure_threshold, self.success_threshold, self.max_failed_starts)
+        counts = (self.failure_threshold, self.success_threshold, self.max_failed_starts, self.max_mismatches)
         times = (self.open_s, self.open_cap_s, self.restart_open_s, self.canary_timeout_s, self.start_timeout_s)
-        windows = (self.failed_starts_window_s, self.forget_trips_s)
-        are_usable = all(n >= 1 for n in counts) and all(t > 0 for t in times) and all(w >= 0 for w in windows)
-        if not are_usable or not 0 <= self.jitter < 1:
+        more_times = (self.window_s, self.check_s)
+        windows = (self.failed_starts_window_s, self.forget_trips_s, self.oom_window_s, self.ramp_s)
+        are_times = all(t > 0 for t in (*times, *more_times)) and all(w >= 0 for w in windows)
+        are_counts = all(n >= 1 for n in (*counts, self.min_calls)) and self.free_restarts >= 0
+        are_rates = 0 < self.failure_rate <= 1 and 0 < self.slow_rate <= 1 and self.slow_factor > 1
+        if not (are_times and are_counts and are_rates and 0 <= self.jitter < 1):
             raise ConfigError(
                 f"breaker settings cannot be used: {self}",
-                advice="thresholds are at least 1, times are positive seconds, jitter is from 0 up to 1",
+                advice="thresholds are at least 1, times are positive seconds, jitter is from 0 up to 1, rates above 0",
             )
+
+    @property
+    def bucket_s(self) -> Seconds:
+        """The rates forget in steps of this."""
+        return self.window_s / BUCKETS
 
 
 class Counters(Struct):
@@ -57,9 +111,15 @@ class Counters(Struct):
     admitted: int = 0
     rejected: int = 0
     successes: int = 0
+    slow: int = 0
+    """Successes that took too long."""
     failures: int = 0
+    """Of requests and of canaries."""
     cancelled: int = 0
     stale: int = 0
+    """Results from before the last change: they change nothing else."""
+    opened: int = 0
+    """Times that it went from admitting requests to not admitting them."""
     canaries: int = 0
     restarts: int = 0
     last_success_s: Seconds | None = None
@@ -72,24 +132,39 @@ class State(Struct):
     entered_s: Seconds
     reason: str
     """Why it is in this mode, in words."""
+    fingerprint: str = ""
+    """Boot id and versions of engine and driver when this began: what must change to end a HARD_OPEN."""
     until_s: Seconds | None = None
-    """When time alone changes something: end of OPEN, deadline of the canary or of the start. None: never;
-    in HALF_OPEN: no canary is in flight."""
+    """When time alone changes something: end of OPEN or of a person's word, deadline of the canary or of the start,
+    next look in HARD_OPEN. None: never; in HALF_OPEN: no canary is in flight."""
+    hard: HardReason | None = None
+    """HARD_OPEN: which."""
     weight: int = 0
     """CLOSED: weighted failures in a row."""
+    rates: Rates = Rates()
+    """CLOSED: calls of the last window."""
+    last_oom_s: Seconds | None = None
+    ramps: bool = False
+    """CLOSED: it has just come back, and requests come to it by and by."""
     passes: int = 0
     """HALF_OPEN: canaries passed."""
+    mismatches: int = 0
+    """Canaries in a row that computed something else."""
     trips: int = 0
     """OPENs in a row, for the doubling."""
+    checks: int = 0
+    """HARD_OPEN: looks at the machine, for the doubling."""
+    tried_s: Seconds | None = None
+    """When the last canary or start began."""
     failed_starts_s: tuple[Seconds, ...] = ()
+    restarts_s: tuple[Seconds, ...] = ()
+    """When requests crashed or hung the host."""
     must_restart: bool = False
     """OPEN: the host was killed or never came up."""
+    baseline_s: Seconds = 0.0
+    """p95 of the pace of usual calls; see `breaker_rates.tracked`."""
+    baseline_calls: int = 0
     counters: Counters = field(factory=Counters)
-
-
-def closed(now_s: Seconds) -> State:
-    """The state of an engine that was just started and has given no reason for doubt."""
-    return State(Mode.CLOSED, generation=1, entered_s=now_s, reason="started")
 
 
 # --- inputs ---
@@ -101,6 +176,8 @@ class Admit(Struct):
 
 class Succeeded(Struct):
     generation: int
+    pace_s: Seconds | None = None
+    """How long one unit of the work took: of a stream, its mean time between tokens. None: not measured."""
 
 
 class Failed(Struct):
@@ -133,6 +210,27 @@ class HostReady(Struct):
 
 class HostFailed(Struct):
     generation: int
+    failure: FailureClass = FailureClass.CRASH
+
+
+class HostUnkillable(Struct):
+    """The host did not end after SIGKILL: it is stuck in a driver, and is left to the kernel."""
+
+
+class Resumed(Struct):
+    """The machine slept. What the device remembers of that is found out by a canary."""
+
+
+class Hurry(Struct):
+    """No engine of the model admits anybody: do not wait longer than must be."""
+
+
+class Looked(Struct):
+    """Answer to LookAtMachine."""
+
+    generation: int
+    fingerprint: str
+    is_device_there: bool
 
 
 class Tick(Struct):
@@ -140,10 +238,12 @@ class Tick(Struct):
 
 
 class Force(Struct):
-    """A person's word: FORCED_OPEN, FORCED_CLOSED, or None to give the decision back (start, canary, CLOSED).
-    None changes nothing unless the mode is forced or HARD_OPEN."""
+    """A person's word: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY, or None to give the decision back (start, canary,
+    CLOSED). None changes nothing unless the mode is forced or HARD_OPEN."""
 
     mode: Mode | None
+    for_s: Seconds | None = None
+    """How long it holds; None: until the next word."""
 
 
 Input = (
@@ -156,6 +256,10 @@ Input = (
     | CanaryCancelled
     | HostReady
     | HostFailed
+    | HostUnkillable
+    | Resumed
+    | Hurry
+    | Looked
     | Tick
     | Force
 )
@@ -191,6 +295,18 @@ class RunCanary(Struct):
     generation: int
 
 
+class LookAtMachine(Struct):
+    """See whether the machine has changed, without touching the engine, and report Looked with this generation."""
+
+    generation: int
+
+
+class WouldOpen(Struct):
+    """METRICS_ONLY: what a circuit that decides would have done now."""
+
+    reason: str
+
+
 class SetTimer(Struct):
     """Send a Tick at this moment; it replaces the timer before."""
 
@@ -206,6 +322,6 @@ class Changed(Struct):
     next_step: str
 
 
-Effect = Admitted | Rejected | KillHost | StartHost | RunCanary | SetTimer | Changed
+Effect = Admitted | Rejected | KillHost | StartHost | RunCanary | LookAtMachine | WouldOpen | SetTimer | Changed
 
 Result = tuple[State, tuple[Effect, ...]]

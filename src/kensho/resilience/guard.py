@@ -6,75 +6,53 @@ it for a permit and report each permit's outcome exactly once. Everything happen
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import EngineCrashed, KenshoError
-from kensho.base.events import CanaryFinished, CircuitChanged, Emit
-from kensho.base.inference import Engine, Sampling
+from kensho.base.errors import EngineCrashed, EngineUnkillable, KenshoError
+from kensho.base.events import CanaryFinished, CircuitWouldOpen, Emit, circuit_changed
+from kensho.base.inference import Engine
 from kensho.resilience import breaker
+from kensho.resilience.canary import Canary
 from kensho.resilience.circuit import (
-    Admit,
     Admitted,
     BreakerSettings,
     CanaryCancelled,
     CanaryFailed,
     CanaryPassed,
-    Cancelled,
     Changed,
     Effect,
-    Failed,
     Force,
     HostFailed,
     HostReady,
+    HostUnkillable,
+    Hurry,
     Input,
     KillHost,
+    LookAtMachine,
+    Looked,
     Mode,
     Rejected,
+    Resumed,
     RunCanary,
     SetTimer,
     StartHost,
-    Succeeded,
     Tick,
+    WouldOpen,
 )
+from kensho.resilience.circuit_status import CircuitStatus, circuit_status
 from kensho.resilience.classify import FailureClass, classify
+from kensho.resilience.gate import Gate
+from kensho.resilience.saved_circuit import resumed, saved
+from kensho.resilience.silence import SilenceBudget
+from kensho.resilience.surroundings import SLEPT_S, UNKNOWN, Surroundings
 
+__all__ = ["Canary", "Guard", "hurry"]
 
-class Canary:
-    """A fixed prompt and the ids that a healthy engine answers greedily: the probe that spares users (row S2).
+KILL_S: Seconds = 10.0
+"""An `Engine.kill` that takes longer has met a process that SIGKILL does not end. The host's own bound is 2.5 s."""
 
-    Best: `expected_ids` from the model's self-test. Without them `learn` asks an engine that has given no reason for
-    doubt. If a restarted engine is probed before anyone could be asked, it must at least repeat itself.
-    """
-
-    LEARNED_TOKENS = 4
-
-    def __init__(self, prompt_ids: Sequence[int], expected_ids: Sequence[int] | None = None) -> None:
-        self._prompt_ids = tuple(prompt_ids)
-        self._expected_ids = None if expected_ids is None else tuple(expected_ids)
-
-    @property
-    def is_known(self) -> bool:
-        return self._expected_ids is not None
-
-    async def learn(self, engine: Engine) -> None:
-        """Take this engine's answer for the right one, unless one is known. Raises what the engine raises."""
-        ids = await self._ask(engine)
-        if self._expected_ids is None:
-            self._expected_ids = ids
-
-    async def passes(self, engine: Engine) -> bool:
-        """Whether the engine answers with the expected ids. Raises what the engine raises."""
-        ids = await self._ask(engine)
-        if self._expected_ids is None:
-            self._expected_ids = ids
-        return ids == self._expected_ids
-
-    async def _ask(self, engine: Engine) -> tuple[int, ...]:
-        wanted = self.LEARNED_TOKENS if self._expected_ids is None else max(1, len(self._expected_ids))
-        async with aclosing(engine.generate(self._prompt_ids, (), Sampling(max_tokens=wanted))) as ids:
-            return tuple([token async for token in ids])
+_STARTED_BY_REQUESTS = frozenset({Mode.FORCED_CLOSED, Mode.METRICS_ONLY})
 
 
 class Guard:
@@ -91,9 +69,11 @@ class Guard:
         rng: Rng,
         emit: Emit,
         on_change: Callable[[], None],
+        surroundings: Surroundings = UNKNOWN,
     ) -> None:
         self.engine = engine
         self.lane = asyncio.Lock()
+        self.silence = SilenceBudget()
         self._canary = canary
         self._model = model
         self._settings = settings
@@ -101,7 +81,11 @@ class Guard:
         self._rng = rng
         self._emit = emit
         self._on_change = on_change
-        self._state = breaker.closed(clock.monotonic_s())
+        self._surroundings = surroundings
+        self._suspended_s = surroundings.suspended_s()
+        kept = surroundings.memory.load(model, engine.name)
+        state = resumed(kept, clock.monotonic_s(), surroundings.look().fingerprint)
+        self._gate = Gate(state, settings, now_s=clock.monotonic_s, rng=rng, carry_out=self._carry_out_all)
         self._was_started = False
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -116,51 +100,84 @@ class Guard:
     @property
     def admits(self) -> bool:
         """Whether a request would get a permit now."""
-        return not self._is_closed and self._state.mode in breaker.ADMITTING
+        return self._gate.admits and not self._is_closed
+
+    @property
+    def is_coming(self) -> bool:
+        """It admits nobody yet, and within seconds it will, or will have been found wanting once more."""
+        state = self._gate.state
+        if state.mode is not Mode.OPEN or state.until_s is None:
+            return not self._is_closed and state.mode in {Mode.HALF_OPEN, Mode.RESTARTING}
+        return not self._is_closed and state.until_s - self._clock.monotonic_s() <= self._settings.restart_open_s
 
     @property
     def was_started(self) -> bool:
         """True after the first successful start, also while the host is dead and about to come back."""
         return self._was_started
 
+    def prefers_others(self) -> bool:
+        """Whether this request, drawn by lot, should rather go elsewhere: the engine has just come back."""
+        share = breaker.share(self._gate.state, self._clock.monotonic_s(), self._settings)
+        return share < 1.0 and self._rng() >= share
+
+    def begin(self) -> None:
+        """Set a circuit going that remembers trouble: it is started and proven in the background."""
+        if not self._gate.admits:
+            self._gate.send(Tick())
+            until_s = self._gate.state.until_s
+            if self._timer is None and until_s is not None:
+                self._set_timer(until_s)
+
     def admit(self) -> int | None:
         """A permit, to be settled exactly once by `succeeded`, `failed` or `cancelled`; None: not now."""
         if self._is_closed:
             return None
-        effects = self._step(Admit())
-        return next((effect.generation for effect in effects if isinstance(effect, Admitted)), None)
+        if self._surroundings.suspended_s() - self._suspended_s > SLEPT_S:
+            self._suspended_s = self._surroundings.suspended_s()
+            if self.engine.is_alive:
+                self._gate.send(Resumed())
+        return self._gate.admit()
 
-    def succeeded(self, permit: int) -> None:
-        self._step(Succeeded(permit))
+    def succeeded(self, permit: int, pace_s: Seconds | None = None) -> None:
+        """`pace_s`: how long one unit of the work took; None: not measured."""
+        self._gate.succeeded(permit, pace_s)
 
     def failed(self, permit: int, failure: FailureClass) -> None:
-        self._step(Failed(permit, failure))
+        self._gate.failed(permit, failure)
 
     def cancelled(self, permit: int) -> None:
-        self._step(Cancelled(permit))
+        self._gate.cancelled(permit)
 
-    def force(self, mode: Mode | None) -> None:
-        """A person's word: FORCED_OPEN, FORCED_CLOSED, or None to give the decision back. Raises ConfigError."""
-        self._step(Force(mode))
+    def force(self, mode: Mode | None, for_s: Seconds | None = None) -> None:
+        """A person's word: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY, or None to give the decision back. `for_s`: how
+        long it holds. Raises ConfigError."""
+        self._gate.send(Force(mode, for_s))
 
-    def snapshot(self) -> breaker.Snapshot:
-        return breaker.snapshot(self._state, self._clock.monotonic_s())
+    def snapshot(self) -> CircuitStatus:
+        return circuit_status(self._gate.state, self._clock.monotonic_s())
+
+    def hurry(self) -> None:
+        """No other engine admits anybody: do not wait longer than must be."""
+        if not self._is_closed:
+            self._gate.send(Hurry())
 
     def notice_death(self) -> None:
         """Let the circuit restart a host that died while nobody used it."""
-        is_idle = self._state.mode is Mode.CLOSED and not self._is_closed and not self.lane.locked()
-        if is_idle and self._was_started and not self.engine.is_alive:
-            self.failed(self._state.generation, FailureClass.CRASH)
+        if self.engine.is_alive or not self._was_started or self._is_closed or self.lane.locked():
+            return
+        state = self._gate.state
+        if state.mode is Mode.CLOSED:
+            self.failed(state.generation, FailureClass.CRASH)
 
     async def start(self) -> None:
         """Bring the engine up for the first time. The caller holds the lane.
 
         Raises EngineCrashed if it does not come up, and if a host that was up is gone: bringing that back is the
-        circuit's work, not a user's. Only a circuit that is forced closed starts it here, since nobody else would.
+        circuit's work, not a user's. Only a circuit that decides nothing starts it here, since nobody else would.
         """
         if self.engine.is_alive:
             return
-        if self._was_started and self._state.mode is not Mode.FORCED_CLOSED:
+        if self._was_started and self._gate.state.mode not in _STARTED_BY_REQUESTS:
             raise EngineCrashed(f"the host of engine {self.name} is gone", advice="it is being started again")
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
@@ -183,12 +200,10 @@ class Guard:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.engine.close()  # a start that was under way may have finished in between
 
-    def _step(self, event: Input) -> tuple[Effect, ...]:
-        self._state, effects = breaker.step(self._state, event, self._clock.monotonic_s(), self._settings, self._rng())
+    def _carry_out_all(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
             if not self._is_closed:
                 self._carry_out(effect)
-        return effects
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -198,25 +213,34 @@ class Guard:
                 for task in (self._starting, self._probing):
                     if task and task is not asyncio.current_task():
                         task.cancel()
-                self._killing = asyncio.create_task(self.engine.kill())
+                self._killing = asyncio.create_task(self._kill())
             case StartHost(generation):
                 self._starting = asyncio.create_task(self._restart(generation))
             case RunCanary(generation):
                 self._probing = asyncio.create_task(self._probe(generation))
+            case LookAtMachine(generation):
+                seen = self._surroundings.look()
+                self._gate.send(Looked(generation, seen.fingerprint, seen.is_device_there))
             case SetTimer(at_s):
                 self._set_timer(at_s)
+            case WouldOpen(reason):
+                self._emit(CircuitWouldOpen(engine=self.name, model=self._model, reason=reason))
             case Changed():
-                self._emit(
-                    CircuitChanged(
-                        engine=self.name,
-                        model=self._model,
-                        from_state=effect.from_mode.value,
-                        to_state=effect.to_mode.value,
-                        reason=effect.reason,
-                        next_step=effect.next_step,
-                    )
-                )
-                asyncio.get_running_loop().call_soon(self._on_change)
+                self._tell(effect)
+
+    def _tell(self, change: Changed) -> None:
+        self._emit(
+            circuit_changed(
+                engine=self.name,
+                model=self._model,
+                from_state=change.from_mode.value,
+                to_state=change.to_mode.value,
+                reason=change.reason,
+                next_step=change.next_step,
+            )
+        )
+        self._surroundings.memory.save(self._model, self.name, saved(self._gate.state))
+        asyncio.get_running_loop().call_soon(self._on_change)
 
     def _set_timer(self, at_s: Seconds) -> None:
         if self._timer:
@@ -226,21 +250,33 @@ class Guard:
 
     def _tick(self) -> None:
         self._timer = None
-        self._step(Tick())
-        if self._timer is None and self._state.until_s is not None:
-            self._set_timer(self._state.until_s)  # loops may call a hair too early
+        self._gate.send(Tick())
+        until_s = self._gate.state.until_s
+        if self._timer is None and until_s is not None:
+            self._set_timer(until_s)  # loops may call a hair too early
+
+    async def _kill(self) -> None:
+        try:
+            async with asyncio.timeout(KILL_S):
+                await self.engine.kill()
+        except (EngineUnkillable, TimeoutError):
+            self._gate.send(HostUnkillable())
 
     async def _restart(self, generation: int) -> None:
+        result: Input = HostReady(generation)
         try:
             if self._killing:
                 await self._killing
             async with self.lane:
+                if self._gate.state.generation != generation:
+                    return  # the old one could not be killed
                 await self.engine.start()
-        except KenshoError:
-            self._step(HostFailed(generation))
+        except KenshoError as error:
+            failure = classify(error)
+            result = HostFailed(generation, failure or FailureClass.CRASH)
         else:
             self._was_started = True
-            self._step(HostReady(generation))
+        self._gate.send(result)
 
     async def _probe(self, generation: int) -> None:
         began_s = self._clock.monotonic_s()
@@ -248,9 +284,9 @@ class Guard:
         outcome = "cancelled"
         try:
             async with self.lane:
-                is_right = await self._canary.passes(self.engine)
-            result = CanaryPassed(generation) if is_right else CanaryFailed(generation, FailureClass.MISMATCH)
-            outcome = "passed" if is_right else "failed: it answered other ids than expected"
+                wrong = await self._canary.judge(self.engine, self._clock.monotonic_s)
+            result = CanaryFailed(generation, wrong.failure) if wrong else CanaryPassed(generation)
+            outcome = f"failed: {wrong.words}" if wrong else "passed"
         except KenshoError as error:
             failure = classify(error) or FailureClass.UNKNOWN
             result, outcome = CanaryFailed(generation, failure), f"failed: {error.message}"
@@ -258,4 +294,15 @@ class Guard:
             seconds = self._clock.monotonic_s() - began_s
             self._emit(CanaryFinished(engine=self.name, model=self._model, outcome=outcome, seconds=seconds))
             if not self._is_closed:
-                self._step(result)
+                self._gate.send(result)
+
+
+def hurry(guards: Sequence[Guard]) -> None:
+    """When no engine admits a request that is there: the one that can be tried the soonest is tried (ADR 60)."""
+    if any(guard.admits or guard.snapshot().mode in {Mode.HALF_OPEN, Mode.RESTARTING} for guard in guards):
+        return
+    waiting = [(seen.leaves_in_s or 0.0, guard) for guard in guards if (seen := guard.snapshot()).mode is Mode.OPEN]
+    for _, guard in sorted(waiting, key=lambda one: one[0]):
+        guard.hurry()
+        if guard.snapshot().mode is not Mode.OPEN:
+            return

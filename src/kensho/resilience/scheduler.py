@@ -24,8 +24,8 @@ from kensho.base.events import Emit, RequestFinished
 from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct, field
 from kensho.resilience.admission import AdmissionSettings, Level, Priority
-from kensho.resilience.breaker import Snapshot
 from kensho.resilience.circuit import BreakerSettings, Mode
+from kensho.resilience.circuit_status import CircuitStatus
 from kensho.resilience.classify import FailureClass, classify
 from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord, generate_with_failover
 from kensho.resilience.guard import Canary, Guard
@@ -48,7 +48,7 @@ class SchedulerSettings(Struct):
 class SchedulerSnapshot(Struct):
     """For status and metrics."""
 
-    circuits: dict[str, Snapshot]
+    circuits: dict[str, CircuitStatus]
     level: Level
     waiting: dict[Priority, int]
     running: int

@@ -1,0 +1,553 @@
+"""What a circuit must do, told a second time and in another way: mutable, with live tickets instead of generation
+numbers, lists of moments instead of buckets and counters, and the default settings written out as numbers.
+
+`Pair` gives a breaker (or a mutant of it) and the reference the same inputs and compares everything that can be seen.
+`walk` is a long random life of a pair.
+"""
+
+import random
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kensho.resilience import breaker
+from kensho.resilience.circuit import (
+    Admit,
+    Admitted,
+    BreakerSettings,
+    CanaryCancelled,
+    CanaryFailed,
+    CanaryPassed,
+    Cancelled,
+    Changed,
+    Failed,
+    Force,
+    HostFailed,
+    HostReady,
+    HostUnkillable,
+    Hurry,
+    KillHost,
+    LookAtMachine,
+    Looked,
+    Mode,
+    Rejected,
+    Resumed,
+    RunCanary,
+    SetTimer,
+    StartHost,
+    State,
+    Succeeded,
+    Tick,
+    WouldOpen,
+)
+from kensho.resilience.failure_class import FailureClass as F
+
+SETTINGS = BreakerSettings()
+KINDS = {
+    Admitted: "admitted",
+    Rejected: "rejected",
+    KillHost: "kill",
+    StartHost: "start",
+    RunCanary: "canary",
+    LookAtMachine: "look",
+    WouldOpen: "would open",
+}
+COUNTED = [
+    *("admitted", "rejected", "successes", "slow", "failures", "cancelled", "stale"),
+    *("opened", "canaries", "restarts", "last_success_s", "last_failure_s"),
+]
+POINTS = {F.UNKNOWN: 1, F.OUT_OF_MEMORY: 1, F.WRONG_NUMBERS: 2}
+OPEN_TO_ALL = ("CLOSED", "FORCED_CLOSED", "METRICS_ONLY")
+BY_HAND = ("FORCED_OPEN", "FORCED_CLOSED", "METRICS_ONLY")
+
+
+class Reference:
+    def __init__(self, now: float) -> None:
+        self.mode, self.now, self.since = "CLOSED", now, now
+        self.why_hard: str | None = None
+        self.machine = "m0"
+        self.until: float | None = None
+        self.after_open = "HALF_OPEN"
+        self.live: set[object] = set()
+        self.canary: object | None = None
+        self.host: object | None = None
+        self.look: object | None = None
+        self.looks = 0
+        self.bad = self.good = self.opened = self.wrong_in_a_row = 0
+        self.tried: float | None = None
+        self.dead_starts: list[float] = []
+        self.crashes: list[float] = []
+        self.hungry: float | None = None
+        self.calls: list[tuple[float, str]] = []
+        self.is_back = False
+        self.usual, self.usual_calls = 0.0, 0
+        self.did: list[str] = []
+        self.count: dict[str, Any] = dict.fromkeys(COUNTED, 0) | {"last_success_s": None, "last_failure_s": None}
+
+    # --- moves ---
+
+    def go(self, mode: str, lasts: float | None) -> None:
+        self.count["opened"] += self.mode in OPEN_TO_ALL and mode not in OPEN_TO_ALL
+        self.mode, self.since = mode, self.now
+        self.until = None if lasts is None else self.now + lasts
+        self.live, self.canary, self.host, self.look, self.bad, self.good = set(), None, None, None, 0, 0
+        self.why_hard, self.looks, self.hungry, self.calls, self.is_back = None, 0, None, [], False
+
+    def probe(self) -> None:
+        self.canary, self.until, self.tried = object(), self.now + 5.0, self.now
+        self.count["canaries"] += 1
+        self.did.append("canary")
+
+    def halve(self) -> None:
+        self.go("HALF_OPEN", None)
+        self.probe()
+
+    def respawn(self) -> None:
+        self.go("RESTARTING", 120.0)
+        self.host, self.tried = object(), self.now
+        self.count["restarts"] += 1
+        self.did.append("start")
+
+    def wait(self, seconds: float, then: str) -> None:
+        self.go("OPEN", seconds)
+        self.after_open = then
+        if then == "RESTARTING":
+            self.did.append("kill")
+
+    def trip(self, draw: float, then: str) -> None:
+        seconds = min(60.0 * 2**self.opened, 900.0)
+        self.opened += 1
+        self.wait(min(900.0, seconds * (0.8 + 0.4 * draw)), then)
+
+    def off(self, why: str, draw: float) -> None:
+        self.go("HARD_OPEN", 60.0 * (0.8 + 0.4 * draw))
+        self.why_hard, self.look = why, object()
+        if why != "unkillable":
+            self.did.append("kill")
+
+    def start_anew(self) -> None:
+        self.dead_starts, self.crashes, self.opened, self.wrong_in_a_row = [], [], 0, 0
+        self.respawn()
+
+    # --- inputs ---
+
+    def time(self, now: float, draw: float) -> None:
+        self.now, self.did = now, []
+        if self.mode == "HALF_OPEN" and self.canary is None:
+            self.probe()
+        elif self.until is not None and self.until <= now:
+            if self.mode == "OPEN":
+                self.respawn() if self.after_open == "RESTARTING" else self.halve()
+            elif self.mode == "HALF_OPEN":
+                self.bad_canary(F.HANG, draw)
+            elif self.mode == "RESTARTING":
+                self.dead_start(draw)
+            elif self.mode == "HARD_OPEN":
+                self.looks += 1
+                self.until = now + min(900.0, min(900.0, 60.0 * 2**self.looks) * (0.8 + 0.4 * draw))
+                self.did.append("look")
+            else:
+                self.start_anew()
+
+    def admit(self) -> object:
+        ticket = object()
+        is_open_to_all = self.mode in OPEN_TO_ALL
+        self.count["admitted" if is_open_to_all else "rejected"] += 1
+        self.did.append("admitted" if is_open_to_all else "rejected")
+        if is_open_to_all:
+            self.live.add(ticket)
+        return ticket
+
+    def settle(self, ticket: object, outcome: F | str, pace: float | None, draw: float) -> None:
+        if ticket not in self.live:
+            self.count["stale"] += 1
+            return
+        self.live.discard(ticket)
+        if outcome == "cancel":
+            self.count["cancelled"] += 1
+        elif outcome == "ok":
+            self.count["successes"] += 1
+            self.count["last_success_s"] = self.now
+            if self.mode != "FORCED_CLOSED":
+                self.went_well(pace, draw)
+        else:
+            self.count["failures"] += 1
+            self.count["last_failure_s"] = self.now
+            if self.mode != "FORCED_CLOSED":
+                self.went_wrong(F(outcome), draw)
+
+    def went_well(self, pace: float | None, draw: float) -> None:
+        self.bad = 0
+        if pace is not None and self.usual_calls >= 20 and pace > 4 * self.usual:
+            self.count["slow"] += 1
+            self.calls.append((self.now, "slow"))
+            self.weigh(draw)
+            return
+        self.calls.append((self.now, "good"))
+        if pace is not None:
+            if self.usual_calls < 20:
+                self.usual = max(self.usual, pace, 1e-6)
+            else:
+                self.usual = max(1e-6, self.usual * (1.0475 if pace > self.usual else 0.9975))
+            self.usual_calls += 1
+
+    def went_wrong(self, kind: F, draw: float) -> None:
+        decides = self.mode == "CLOSED"
+        if kind in (F.DEVICE_LOST, F.DRIVER_MISMATCH):
+            self.off(kind.value, draw) if decides else self.would_open()
+        elif kind in (F.CRASH, F.HANG, F.STICKY) or (kind is F.OUT_OF_MEMORY and self.is_hungry()):
+            self.crash(draw) if decides else self.would_open()
+        else:
+            if kind is F.OUT_OF_MEMORY:
+                self.hungry = self.now
+            self.bad += POINTS.get(kind, 3)
+            self.calls.append((self.now, "bad"))
+            if self.bad >= 3:
+                self.open_up(draw)
+            else:
+                self.weigh(draw)
+
+    def is_hungry(self) -> bool:
+        return self.hungry is not None and self.now - 60.0 <= self.hungry
+
+    def weigh(self, draw: float) -> None:
+        recent = [kind for at, kind in self.calls if at // 3.0 > self.now // 3.0 - 10]
+        worst = max(recent.count("bad"), recent.count("slow"))
+        if len(recent) >= 10 and 2 * worst >= len(recent):
+            self.open_up(draw)
+
+    def open_up(self, draw: float) -> None:
+        if self.mode == "METRICS_ONLY":
+            self.would_open()
+        else:
+            self.opened = 0 if self.now >= self.since + 600.0 else self.opened
+            self.trip(draw, "HALF_OPEN")
+
+    def would_open(self) -> None:
+        self.bad, self.calls, self.hungry = 0, [], None
+        self.did.append("would open")
+
+    def crash(self, draw: float) -> None:
+        self.crashes = [t for t in self.crashes if t > self.now - 600.0] + [self.now]
+        too_many = len(self.crashes) - 3
+        if too_many > 0:
+            self.wait(min(900.0, min(900.0, 5.0 * 2 ** (too_many - 1)) * (0.8 + 0.4 * draw)), "RESTARTING")
+        else:
+            self.respawn()
+            self.did.append("kill")
+
+    def dead_start(self, draw: float) -> None:
+        self.dead_starts = [t for t in self.dead_starts if t > self.now - 600.0] + [self.now]
+        if len(self.dead_starts) >= 3:
+            self.off("start_loop", draw)
+        else:
+            self.wait(5.0 * (0.8 + 0.4 * draw), "RESTARTING")
+
+    def bad_canary(self, kind: F, draw: float) -> None:
+        self.count["failures"] += 1
+        self.count["last_failure_s"] = self.now
+        if kind in (F.DEVICE_LOST, F.DRIVER_MISMATCH):
+            self.off(kind.value, draw)
+        elif kind in (F.CRASH, F.STICKY):
+            self.dead_start(draw)
+        else:
+            self.wrong_in_a_row += kind in (F.MISMATCH, F.WRONG_NUMBERS)
+            if kind in (F.MISMATCH, F.WRONG_NUMBERS) and self.wrong_in_a_row == 3:
+                self.off("output_mismatch", draw)
+            else:
+                self.trip(draw, "HALF_OPEN" if kind is F.UNKNOWN else "RESTARTING")
+
+    def settle_canary(self, ticket: object, outcome: F | str, draw: float) -> None:
+        if ticket is not self.canary or ticket is None:
+            self.count["stale"] += 1
+        elif outcome == "cancel":
+            self.canary = self.until = None
+        elif outcome == "ok":
+            self.good += 1
+            if self.good < 2:
+                self.probe()
+            else:
+                self.go("CLOSED", None)
+                self.is_back, self.wrong_in_a_row = True, 0
+        else:
+            self.bad_canary(F(outcome), draw)
+
+    def settle_host(self, ticket: object, outcome: F | str, draw: float) -> None:
+        if self.mode != "RESTARTING" or ticket is not self.host:
+            self.count["stale"] += 1
+        elif outcome == "ok":
+            self.halve()
+        elif outcome in (F.DEVICE_LOST, F.DRIVER_MISMATCH):
+            self.off(str(outcome), draw)
+        else:
+            self.dead_start(draw)
+
+    def stuck(self, draw: float) -> None:
+        if self.mode not in BY_HAND and self.why_hard != "unkillable":
+            self.off("unkillable", draw)
+
+    def woke(self) -> None:
+        if self.mode == "CLOSED":
+            self.halve()
+
+    def hurry(self) -> None:
+        if self.mode == "OPEN":
+            assert self.until is not None
+            soon = max(self.now, (self.tried if self.tried is not None else -1e9) + 5.0)
+            if soon < self.until:
+                self.until = soon
+                if soon == self.now:
+                    self.respawn() if self.after_open == "RESTARTING" else self.halve()
+
+    def seen(self, ticket: object, machine: str, is_there: bool) -> None:
+        if self.mode != "HARD_OPEN" or ticket is not self.look:
+            self.count["stale"] += 1
+        elif machine != self.machine:
+            self.machine = machine
+            self.start_anew()
+        elif is_there and self.why_hard == "device_lost":
+            self.respawn()
+
+    def force(self, mode: Mode | None, lasts: float | None) -> None:
+        if mode is not None:
+            self.go(mode.value, lasts)
+        elif self.mode in ("HARD_OPEN", *BY_HAND):
+            self.start_anew()
+
+    def share(self) -> float:
+        age = self.now - self.since
+        return 1.0 if not self.is_back or age >= 10.0 else 0.1 if age < 5.0 else 0.5
+
+
+class Pair:
+    """A breaker (`module` may be a mutant) and the reference, given the same inputs; `do` compares them."""
+
+    def __init__(self, module: Any = breaker) -> None:
+        self.step, self.share = module.step, module.share
+        self.now = 1000.0
+        self.state: State = module.closed(self.now, "m0")
+        self.reference = Reference(self.now)
+        self.permits: list[tuple[int, object]] = []
+        self.canaries: list[tuple[int, object]] = []
+        self.hosts: list[tuple[int, object]] = []
+        self.looks: list[tuple[int, object]] = []
+        self.changes: set[tuple[str, str]] = set()
+        self.steps = 0
+
+    def do(self, event: Any, tell: Callable[[], Any], draw: float = 0.5) -> None:
+        self.steps += 1
+        reference = self.reference
+        reference.time(self.now, draw)
+        ticket = tell()
+        self.state, effects = self.step(self.state, event, self.now, SETTINGS, draw)
+        did = [KINDS[type(effect)] for effect in effects if type(effect) in KINDS]
+        assert sorted(did) == sorted(reference.did), (event, did, reference.did)
+        for effect in effects:
+            if isinstance(effect, Admitted):
+                self.permits.append((effect.generation, ticket))
+            elif isinstance(effect, RunCanary):
+                self.canaries.append((effect.generation, reference.canary))
+            elif isinstance(effect, StartHost):
+                self.hosts.append((effect.generation, reference.host))
+            elif isinstance(effect, LookAtMachine):
+                self.looks.append((effect.generation, reference.look))
+            elif isinstance(effect, Rejected):
+                wait = None if self.state.until_s is None else self.state.until_s - self.now
+                assert effect.retry_after_s == wait
+                assert effect.mode is self.state.mode
+            elif isinstance(effect, Changed):
+                self.changes.add((effect.from_mode.value, effect.to_mode.value))
+                assert effect.reason
+                assert effect.next_step
+        self.compare(event)
+        if "kill" in did and "start" in did:
+            assert did.index("kill") < did.index("start")
+        timers = [effect.at_s for effect in effects if isinstance(effect, SetTimer)]
+        if timers and self.state.until_s is not None:
+            assert timers[-1] == self.state.until_s
+
+    def compare(self, event: Any) -> None:
+        state, reference = self.state, self.reference
+        assert state.mode == reference.mode, (event, state.mode, reference.mode)
+        assert state.entered_s == reference.since
+        assert state.hard == reference.why_hard
+        assert state.fingerprint == reference.machine
+        assert is_near(state.until_s, reference.until), (event, state.until_s, reference.until)
+        reference.until = state.until_s  # equal but for rounding, which must not add up to a difference
+        for name in COUNTED:
+            assert getattr(state.counters, name) == reference.count[name], (event, name)
+        assert (state.baseline_calls, state.weight, state.passes) == (
+            reference.usual_calls,
+            reference.bad,
+            reference.good,
+        )
+        assert is_near(state.baseline_s, reference.usual)
+        reference.usual = state.baseline_s
+        assert self.share(state, self.now, SETTINGS) == reference.share()
+
+    def admit(self, draw: float = 0.5) -> None:
+        self.do(Admit(), self.reference.admit, draw)
+
+    def settle(self, which: int, outcome: F | str, pace: float | None, draw: float) -> None:
+        if self.permits:
+            generation, ticket = self.permits.pop(which % len(self.permits))
+            event: Any = {"ok": Succeeded(generation, pace), "cancel": Cancelled(generation)}.get(str(outcome))
+            event = event or Failed(generation, F(outcome))
+            self.do(event, lambda: self.reference.settle(ticket, outcome, pace, draw), draw)
+
+    def settle_canary(self, which: int, outcome: F | str, draw: float) -> None:
+        if self.canaries:
+            generation, ticket = self.canaries.pop(which % len(self.canaries))
+            event: Any = {"ok": CanaryPassed(generation), "cancel": CanaryCancelled(generation)}.get(str(outcome))
+            event = event or CanaryFailed(generation, F(outcome))
+            self.do(event, lambda: self.reference.settle_canary(ticket, outcome, draw), draw)
+
+    def settle_host(self, which: int, outcome: F | str, draw: float) -> None:
+        if self.hosts:
+            generation, ticket = self.hosts.pop(which % len(self.hosts))
+            event = HostReady(generation) if outcome == "ok" else HostFailed(generation, F(outcome))
+            self.do(event, lambda: self.reference.settle_host(ticket, outcome, draw), draw)
+
+    def look(self, which: int, machine: str, is_there: bool, draw: float) -> None:
+        if self.looks:
+            generation, ticket = self.looks.pop(which % len(self.looks))
+            event = Looked(generation, machine, is_there)
+            self.do(event, lambda: self.reference.seen(ticket, machine, is_there), draw)
+
+    def stuck(self, draw: float) -> None:
+        self.do(HostUnkillable(), lambda: self.reference.stuck(draw), draw)
+
+    def woke(self, draw: float) -> None:
+        self.do(Resumed(), self.reference.woke, draw)
+
+    def hurry(self, draw: float) -> None:
+        self.do(Hurry(), self.reference.hurry, draw)
+
+    def force(self, mode: Mode | None, for_s: float | None, draw: float) -> None:
+        self.do(Force(mode, for_s), lambda: self.reference.force(mode, for_s), draw)
+
+    def advance(self, by_s: float | None, draw: float) -> None:
+        """None: to the very moment at which time changes something; else by so many seconds."""
+        if by_s is not None:
+            self.now += by_s
+        elif self.state.until_s is not None:
+            self.now = max(self.now, self.state.until_s)
+        self.do(Tick(), lambda: None, draw)
+
+
+def is_near(a: float | None, b: float | None) -> bool:
+    return a == b or (a is not None and b is not None and abs(a - b) <= 1e-9 * max(1.0, abs(a)))
+
+
+STEPS_S = [0.0, 1e-6, 0.3, 2.9, 4.999, 5.0, 30.0, 59.0, 60.0, 120.0, 599.9, 600.0, 900.0, None]
+OUTCOMES: list[F | str] = ["ok", "cancel", *F]
+START_OUTCOMES: list[F | str] = ["ok", F.CRASH, F.UNKNOWN, F.DEVICE_LOST]
+FORCED: list[Mode | None] = [Mode.FORCED_OPEN, Mode.FORCED_CLOSED, Mode.METRICS_ONLY, None]
+PACES = [None, 0.01, 0.01, 0.01, 0.02]
+
+
+def walk(module: Any, steps: int, seed: int) -> Pair:
+    """A random life in which every mode is visited often; raises AssertionError at the first difference.
+
+    Half of it is spent in moods: streaks of mostly good, mostly bad or mostly slow calls, without which rates would
+    never be high and baselines never known.
+    """
+    rng = random.Random(seed)
+    pair = Pair(module)
+    mood, left = "any", 0
+    while pair.steps < steps:
+        if left == 0:
+            mood, left = (
+                rng.choice(["any", "any", "any", "any", "good", "mixed", "slow", "crashes", "wrong"]),
+                rng.randrange(20, 60),
+            )
+        left -= 1
+        _act(pair, rng, mood)
+        del pair.permits[:-50], pair.canaries[:-5], pair.hosts[:-5], pair.looks[:-5]
+    return pair
+
+
+def _act(pair: Pair, rng: random.Random, mood: str) -> None:
+    draw = rng.choice([0.0, 0.5, rng.random()])
+    which = -1 if rng.random() < 0.9 else rng.randrange(100)
+    outcome = rng.choice([F.UNKNOWN, F.UNKNOWN, F.OUT_OF_MEMORY, "cancel", rng.choice(OUTCOMES)])
+    chance = rng.random()
+    is_off = pair.reference.mode == "HARD_OPEN"
+    if mood in ("crashes", "wrong"):
+        _come_and_go(pair, rng, mood, draw)
+        return
+    if mood != "any" and pair.reference.mode in OPEN_TO_ALL:
+        bad = {"good": "ok", "mixed": rng.choice(["ok", F.UNKNOWN]), "slow": "ok"}[mood]
+        is_late = mood == "slow" and rng.random() < 0.6
+        pace = pair.reference.usual * rng.choice([3.9, 4.1, 9.0]) if is_late else rng.choice(PACES)
+        pair.admit(draw)
+        pair.settle(-1, bad, pace, draw)
+        pair.advance(rng.choice([0.0, 0.1, 0.5, 1.7]), draw)
+        return
+    if chance < 0.02 or (is_off and chance < 0.06):
+        pair.force(rng.choice(FORCED), rng.choice([None, None, 7.0]), draw)
+    elif chance < 0.28:
+        pair.admit(draw)
+    elif chance < 0.42:
+        pair.settle(which, outcome, rng.choice(PACES), draw)
+    elif chance < 0.6:
+        good = ["ok"] * (6 if mood != "any" else 2)
+        pair.settle_canary(rng.choice([-1, -1, -2]), rng.choice([*good, outcome]), draw)
+    elif chance < 0.7:
+        pair.settle_host(which, rng.choice(["ok", "ok", "ok", rng.choice(START_OUTCOMES)]), draw)
+    elif chance < 0.75:
+        pair.look(which, rng.choice([pair.reference.machine, pair.reference.machine, "m1", "m2"]), chance < 0.73, draw)
+    elif chance < 0.77:
+        rng.choice([pair.stuck, pair.woke])(draw)
+    elif chance < 0.8:
+        pair.hurry(draw)
+    else:
+        pair.advance(rng.choice([0.3, None, rng.choice(STEPS_S)]), draw)
+
+
+def _come_and_go(pair: Pair, rng: random.Random, mood: str, draw: float) -> None:
+    """An engine that can always be brought back, and never stays."""
+    mode = pair.reference.mode
+    if mode == "CLOSED":
+        pair.advance(rng.choice([0.0, 20.0, 150.0, 250.0]), draw)
+        pair.admit(draw)
+        pair.settle(-1, F.CRASH, None, draw)
+    elif mode == "RESTARTING":
+        pair.settle_host(-1, "ok", draw)
+    elif mode == "HALF_OPEN":
+        if rng.random() < 0.2:
+            pair.advance(None, draw)  # too late: what it says from now on is stale
+            pair.settle_host(-1, "ok", draw)
+        if rng.random() < 0.3:
+            pair.settle_canary(-2, "ok", draw)
+        is_wrong = mood == "wrong" and rng.random() < 0.6
+        pair.settle_canary(-1, rng.choice([F.MISMATCH, F.WRONG_NUMBERS]) if is_wrong else "ok", draw)
+    elif mode == "OPEN":
+        pair.advance(None, draw)
+    else:
+        pair.force(None, None, draw)
+
+
+PARTS = ("breaker_rates", "breaker_moves", "breaker")
+"""The files of the breaker, each importing those before it."""
+
+
+def mutant(old: str, new: str) -> Any:
+    """The breaker with one place of its source changed, loaded beside the real one."""
+    folder = Path(breaker.__file__).parent
+    sources = {part: (folder / f"{part}.py").read_text() for part in PARTS}
+    hits = [part for part in PARTS if old in sources[part]]
+    assert len(hits) == 1, f"the mutation must hit one place, not {hits}: {old!r}"
+    assert sources[hits[0]].count(old) == 1, f"the mutation must hit one place: {old!r}"
+    sources[hits[0]] = sources[hits[0]].replace(old, new)
+    for part in PARTS:
+        name = f"mutant_{part}"
+        source = sources[part]
+        for earlier in PARTS:
+            source = source.replace(f"from kensho.resilience.{earlier} import", f"from mutant_{earlier} import")
+        module = types.ModuleType(name)
+        sys.modules[name] = module
+        exec(compile(source, name, "exec"), module.__dict__)
+    return sys.modules["mutant_breaker"]
