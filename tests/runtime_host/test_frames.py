@@ -13,6 +13,16 @@ SAMPLING = st.builds(
     Sampling, U32, st.floats(0, 5), st.integers(-(2**63), 2**63 - 1), st.lists(U32, max_size=5).map(tuple)
 )
 ERRORS = st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(-9, 9), max_size=4)
+TENSORS = st.lists(
+    st.builds(
+        frames.TensorHeader,
+        st.text(max_size=8),
+        st.sampled_from(["float32", "int64", "uint8"]),
+        st.lists(U32, max_size=8).map(tuple),
+        U32,
+    ),
+    max_size=3,
+).map(tuple)
 MESSAGES = st.one_of(
     st.just(frames.Ping()),
     st.just(frames.Pong()),
@@ -23,6 +33,8 @@ MESSAGES = st.one_of(
     st.builds(frames.Done, U32, st.sampled_from(["stop", "length", "context", "cancelled"])),
     st.builds(frames.Failed, U32, ERRORS),
     st.builds(frames.Cancel, U32),
+    st.builds(frames.Exchange, U32, st.sampled_from(["logits", "echo"]), TENSORS),
+    st.builds(frames.Exchanged, U32, TENSORS),
     st.builds(frames.Fault, st.sampled_from(frames.FAULT_KINDS)),
 )
 
@@ -77,3 +89,18 @@ def test_a_frame_above_the_bound_is_refused_before_its_payload_comes() -> None:
 def test_a_request_that_does_not_fit_is_the_callers_error(request_: Generate) -> None:
     with pytest.raises(ConfigError):
         encode(request_)
+
+
+def test_too_many_tensors_or_an_unknown_type_are_malformed() -> None:
+    header = frames.TensorHeader("x", "float32", (1,), 0)
+    for tensors in ((header,) * 17, (frames.TensorHeader("x", "object", (1,), 0),)):  # type: ignore[arg-type]
+        with pytest.raises(EngineError):
+            Decoder().feed(encode(frames.Exchanged(1, tensors)))
+
+
+def test_a_cut_frame_is_known_as_one() -> None:
+    decoder, frame = Decoder(), encode(frames.Token(1, 2))
+    assert decoder.feed(frame[:7]) == []
+    assert decoder.is_within
+    assert decoder.feed(frame[7:]) == [frames.Token(1, 2)]
+    assert not decoder.is_within

@@ -20,6 +20,7 @@ from kensho.base.errors import ConfigError, EngineCrashed, EngineError, EngineHu
 from kensho.base.events import EngineLost, EngineStarted, Event, GraphLoaded
 from kensho.base.inference import Sampling
 from kensho.base.structs import replace
+from kensho.runtime.faults import SLOW_START_S
 from kensho.runtime.host import EngineHost
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.session import Session
@@ -138,9 +139,9 @@ def test_a_host_that_hangs_is_killed_within_the_budget(graph: LoadedGraph, undis
                 await answer(host)
             assert 0.4 < time.monotonic() - began < 2
             assert not host.is_alive
-            assert psutil.Process().children() == []
             await host.start()
             assert await answer(host) == undisturbed
+            assert [child.pid for child in psutil.Process().children()] == [host.pid]
 
     asyncio.run(run())
     assert "no progress" in next(event.reason for event in events if isinstance(event, EngineLost))
@@ -262,6 +263,143 @@ def test_an_armed_fault_is_met_as_often_as_asked_across_restarts(
     asyncio.run(run())
 
 
+def test_a_host_armed_with_wrong_numbers_answers_with_other_plausible_tokens_once(
+    graph: LoadedGraph, undisturbed: list[int]
+) -> None:
+    async def run() -> None:
+        async with engine(graph) as host:
+            await host.start()
+            right = await host.logits(PROMPT)
+            host.arm_fault("wrong", 2)
+            assert np.isfinite(wrong := await host.logits(PROMPT)).all()
+            assert np.abs(wrong - right).max() > 0.1
+            answered = await answer(host)
+            assert len(answered) == len(undisturbed)
+            assert answered != undisturbed
+            assert await answer(host) == undisturbed
+
+    asyncio.run(run())
+
+
+def test_a_host_armed_to_be_cut_off_ends_in_the_middle_of_a_message(graph: LoadedGraph, undisturbed: list[int]) -> None:
+    async def run() -> None:
+        async with engine(graph) as host:
+            for work in (answer, lambda host: host.logits(PROMPT)):
+                await host.start()
+                host.arm_fault("truncate", 1)
+                with pytest.raises(EngineCrashed, match="in the middle of a message"):
+                    await work(host)
+                assert not host.is_alive
+            await host.start()
+            assert await answer(host) == undisturbed
+
+    asyncio.run(run())
+
+
+def test_a_slow_start_takes_longer_or_is_given_up(
+    graph: LoadedGraph, monkeypatch: pytest.MonkeyPatch, undisturbed: list[int]
+) -> None:
+    async def run() -> None:
+        async with engine(graph) as host:
+            await host.start()
+            host.arm_fault("slow_start", 2)
+            assert await answer(host) == undisturbed  # it is for starts, not for requests
+            await host.close()
+            monkeypatch.setattr(host, "_start_s", 0.7)
+            with pytest.raises(EngineHung, match="did not load"):
+                await host.start()
+            monkeypatch.setattr(host, "_start_s", 30)
+            began = time.monotonic()
+            await host.start()
+            assert time.monotonic() - began > SLOW_START_S
+            assert await answer(host) == undisturbed
+
+    asyncio.run(run())
+
+
+def test_logits_are_those_of_the_session_and_leave_streams_as_they_were(
+    graph: LoadedGraph, undisturbed: list[int]
+) -> None:
+    session = Session.load(graph.graph_folder, graph.model_folder, tier="mapped", threads=1)
+
+    async def run() -> None:
+        async with engine(graph) as host:
+            await host.start()
+            for ids in (PROMPT, PROMPT * 20, (7,)):
+                assert await answer(host) == undisturbed
+                session.rewind(0)
+                logits = await host.logits(ids)
+                assert np.array_equal(logits, session.append(ids))
+                assert np.array_equal(logits, await host.logits(ids))
+            for bad in ((), (4096,), (-1,), (1,) * 129):
+                with pytest.raises(ConfigError):
+                    await host.logits(bad)
+            host.arm_fault("nan", 1)
+            with pytest.raises(WrongNumbers):
+                await host.logits(PROMPT)
+            assert await answer(host) == undisturbed
+
+    asyncio.run(run())
+    session.close()
+
+
+def test_arrays_cross_both_ways_and_the_engine_waits_while_they_are_read(
+    graph: LoadedGraph, undisturbed: list[int]
+) -> None:
+    async def run() -> None:
+        async with engine(graph) as host:
+            await host.start()
+            for size in (1, 1 << 20, 3, 2 << 20):
+                sent = {"a": np.arange(size, dtype=np.int64), "b": np.ones((2, 2), np.float16)}
+                async with host.exchange("echo", sent, 20) as arrays:
+                    other = asyncio.create_task(answer(host))
+                    await asyncio.sleep(0.01)
+                    for name, array in sent.items():
+                        assert np.array_equal(arrays[name], array)
+                assert await other == undisturbed
+            for size in (9 << 20, 5 << 20):  # the second has room for the question and none for the answer
+                with pytest.raises(ConfigError, match="at most"):
+                    async with host.exchange("echo", {"a": np.zeros(size)}, 20):
+                        pass
+            assert await answer(host) == undisturbed
+
+    asyncio.run(run())
+
+
+def test_leaving_an_exchange_early_leaves_the_host_idle(graph: LoadedGraph, undisturbed: list[int]) -> None:
+    async def run() -> None:
+        async with engine(graph) as host:
+            await host.start()
+            host.arm_fault("slow", 1)
+            task = asyncio.create_task(host.logits(PROMPT))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await answer(host) == undisturbed
+
+    asyncio.run(run())
+
+
+def test_a_kill_of_ours_is_told_before_the_process_is_reaped(graph: LoadedGraph) -> None:
+    async def run() -> None:
+        async with engine(graph) as host:
+            await host.start()
+            host.arm_fault("hang", 1)
+            stream = asyncio.create_task(answer(host))
+            await asyncio.sleep(0.2)
+            process = psutil.Process(host.pid)
+            process.suspend()
+            killing = asyncio.create_task(host.kill())
+            with pytest.raises(EngineCrashed, match="SIGKILL, by us") as caught:
+                await stream
+            assert caught.value.facts["signal"] == "SIGKILL"
+            await killing
+            assert not process.is_running()
+
+    asyncio.run(run())
+
+
 def test_faults_are_refused_where_they_are_not_allowed(graph: LoadedGraph) -> None:
     host = EngineHost(
         "e", graph, clock=SystemClock(), emit=print, env={}, threads=1, max_context=9, start_s=1, inactivity_s=1
@@ -378,6 +516,7 @@ import asyncio, sys
 from pathlib import Path
 from kensho.base.clock import SystemClock
 from kensho.base.inference import Sampling
+from kensho.runtime.faults import SLOW_START_S
 from kensho.runtime.host import EngineHost
 from kensho.runtime.loaded_graph import LoadedGraph
 graph = LoadedGraph("m", "1", "k", Path({str(graph.graph_folder)!r}), Path("."), "mapped", 256, "disk", 0.0)

@@ -1,7 +1,8 @@
 """Make an engine host misbehave for real, so that failures can be rehearsed (row S6). Only where it was allowed.
 
 Nothing is pretended: `crash` is SIGKILL to the own process, `hang` stops answering for good, `oom` is the kernel
-refusing memory, `nan` spoils the numbers that the model computed. A fault is for one request.
+refusing memory, `nan` and `wrong` spoil the numbers that the model computed (`wrong` to finite, plausible ones),
+`truncate` ends the process in the middle of a message. A fault is for one request, `slow_start` for one load.
 """
 
 import os
@@ -18,6 +19,8 @@ from kensho.runtime.frames import FaultKind
 
 SLOW_STEP_S = 0.3
 """What `slow` adds to every step: 10 to 50 times a usual one."""
+SLOW_START_S = 1.5
+"""What `slow_start` adds to a load: ten times a usual one."""
 _OOM_BYTES = 256 << 20
 
 
@@ -31,6 +34,17 @@ class Faults:
     def arm(self, kind: FaultKind) -> None:
         """The next request meets this fault."""
         self._next = kind
+
+    def before_load(self) -> None:
+        """A model is about to be loaded."""
+        if self._next == "slow_start":
+            self._next = None
+            time.sleep(SLOW_START_S)
+
+    @property
+    def cuts_answers(self) -> bool:
+        """Whether an answer to this request is to be cut off, and the host to end."""
+        return self._now == "truncate"
 
     def begin(self) -> None:
         """A request begins."""
@@ -53,7 +67,10 @@ class Faults:
 
     def spoil(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits, or what a sick device would have handed out."""
-        return np.full_like(logits, np.nan) if self._now == "nan" else logits
+        if self._now == "nan":
+            return np.full_like(logits, np.nan)
+        # Each token gets its neighbour's probability: as likely as the right answer, and not it.
+        return np.roll(logits, 1) if self._now == "wrong" else logits
 
 
 def _run_out_of_memory() -> None:

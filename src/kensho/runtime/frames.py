@@ -3,10 +3,11 @@
 A frame is a little-endian u32 payload length, one byte that names the message, and the payload: JSON for what is rare,
 packed integers for ids. Nothing is unpickled. A frame above 1 MiB is refused before its payload is read.
 
-    parent -> host   Ping, Load, Generate, Cancel, Fault
-    host -> parent   Pong, Loaded, Token, Done, Failed
+    parent -> host   Ping, Load, Generate, Cancel, Exchange, Fault
+    host -> parent   Pong, Loaded, Token, Done, Exchanged, Failed
 
-Every answer to a Generate carries its request number, so that what is still on its way after a Cancel is recognised.
+Every answer carries its request's number, so that what is still on its way after a Cancel is recognised. Tensors do not
+travel here: an Exchange says where they lie in the memory that both sides share (`tensor_segment`).
 """
 
 import json
@@ -21,6 +22,8 @@ from kensho.base.structs import Struct
 MAX_PAYLOAD_BYTES = 1 << 20
 """Room for 260 000 token ids."""
 MAX_STOP_IDS = 64
+MAX_TENSORS = 16
+MAX_DIMENSIONS = 8
 _HEAD = struct.Struct("<IB")
 _REQUEST = struct.Struct("<I")
 _TOKEN = struct.Struct("<II")
@@ -29,9 +32,14 @@ _GENERATE = struct.Struct("<IIIIdqI")
 
 Tier = Literal["raw", "mapped", "mixed", "packed"]
 DoneReason = Literal["stop", "length", "context", "cancelled"]
-FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "oom"]
+DType = Literal["float16", "float32", "float64", "int8", "int32", "int64", "uint8"]
+"""What a tensor may be made of: any bytes are valid values of each."""
+Operation = Literal["logits", "echo"]
+FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "oom", "wrong", "truncate", "slow_start"]
 _TIERS: tuple[Tier, ...] = get_args(Tier)
 _REASONS: tuple[DoneReason, ...] = get_args(DoneReason)
+_DTYPES: tuple[DType, ...] = get_args(DType)
+_OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 
@@ -90,14 +98,52 @@ class Cancel(Struct):
     request: int
 
 
+class TensorHeader(Struct):
+    """One array: `shape` in elements, C order, at `offset` bytes into the segment. Not yet checked against it."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Exchange(Struct):
+    """Compute `operation` on these tensors; answered by Exchanged or Failed."""
+
+    request: int
+    operation: Operation
+    tensors: tuple[TensorHeader, ...]
+
+
+class Exchanged(Struct):
+    """The result lies there until the next Exchange."""
+
+    request: int
+    tensors: tuple[TensorHeader, ...]
+
+
 class Fault(Struct):
     """Misbehave in the next request (row S6). Ignored unless the host was started with faults allowed."""
 
     kind: FaultKind
 
 
-Message = Ping | Pong | Load | Loaded | Generate | Token | Done | Failed | Cancel | Fault
-_KINDS: tuple[type[Message], ...] = (Ping, Pong, Load, Loaded, Generate, Token, Done, Failed, Cancel, Fault)
+Message = Ping | Pong | Load | Loaded | Generate | Token | Done | Failed | Cancel | Exchange | Exchanged | Fault
+_KINDS: tuple[type[Message], ...] = (
+    Ping,
+    Pong,
+    Load,
+    Loaded,
+    Generate,
+    Token,
+    Done,
+    Failed,
+    Cancel,
+    Exchange,
+    Exchanged,
+    Fault,
+)
+_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 
 
 def encode(message: Message) -> bytes:
@@ -108,7 +154,7 @@ def encode(message: Message) -> bytes:
         raise ConfigError(f"request for tokens is out of range: {error}", advice="give smaller numbers") from error
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise ConfigError(f"request of {len(payload)} bytes, {MAX_PAYLOAD_BYTES} at most", advice="shorten the prompt")
-    return _HEAD.pack(len(payload), _KINDS.index(type(message))) + payload
+    return _HEAD.pack(len(payload), _NUMBERS[type(message)]) + payload
 
 
 class Decoder:
@@ -116,6 +162,11 @@ class Decoder:
 
     def __init__(self) -> None:
         self._data = bytearray()
+
+    @property
+    def is_within(self) -> bool:
+        """Whether a part of a frame has come and the rest has not."""
+        return bool(self._data)
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete now. Raises EngineError on anything malformed; no other exception."""
@@ -157,6 +208,10 @@ def _payload(message: Message) -> bytes:
             return _REQUEST.pack(request) + _json(error)
         case Cancel(request):
             return _REQUEST.pack(request)
+        case Exchange(request, operation, tensors):
+            return _json([request, operation, _plain_headers(tensors)])
+        case Exchanged(request, tensors):
+            return _json([request, _plain_headers(tensors)])
         case Fault(kind):
             return _json(kind)
     assert_never(message)
@@ -234,6 +289,35 @@ def _parse_failed(payload: bytes) -> Failed:
     return Failed(request, error)
 
 
+def _plain_headers(tensors: tuple[TensorHeader, ...]) -> list[object]:
+    return [[tensor.name, tensor.dtype, tensor.shape, tensor.offset] for tensor in tensors]
+
+
+def _parse_exchange(payload: bytes) -> Exchange:
+    request, operation, tensors = _list(payload, 3)
+    if operation not in _OPERATIONS:
+        raise ValueError("operation")
+    return Exchange(_count(request), operation, _headers(tensors))
+
+
+def _parse_exchanged(payload: bytes) -> Exchanged:
+    request, tensors = _list(payload, 2)
+    return Exchanged(_count(request), _headers(tensors))
+
+
+def _headers(items: object) -> tuple[TensorHeader, ...]:
+    if not isinstance(items, list) or len(items) > MAX_TENSORS:
+        raise ValueError("tensors")
+    return tuple(_header(item) for item in items)
+
+
+def _header(item: object) -> TensorHeader:
+    match item:
+        case [str(name), dtype, list(shape), offset] if dtype in _DTYPES and len(shape) <= MAX_DIMENSIONS:
+            return TensorHeader(name, dtype, tuple(_count(size) for size in shape), _count(offset))
+    raise ValueError("tensor")
+
+
 def _parse_fault(payload: bytes) -> Fault:
     kind = json.loads(payload)
     if kind not in FAULT_KINDS:
@@ -276,5 +360,7 @@ _PARSERS: dict[type[Message], Callable[[bytes], Message]] = {
     Done: _parse_done,
     Failed: _parse_failed,
     Cancel: lambda payload: Cancel(*_REQUEST.unpack(payload)),
+    Exchange: _parse_exchange,
+    Exchanged: _parse_exchanged,
     Fault: _parse_fault,
 }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kensho.base.errors import ConfigError
 from kensho.runtime.faults import Faults
 from kensho.runtime.frames import DoneReason, Generate
-from kensho.runtime.sampling import choose
+from kensho.runtime.sampling import check_finite, choose
 
 MIN_REUSED_IDS = 64
 """A shorter common beginning is computed again: it costs under 50 ms, and keeps a short request (a canary) one and
@@ -56,6 +56,21 @@ class Generator:
             self._held.clear()
             raise
 
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after these ids, (vocab_size,), in one prefill from nothing: the same computation every time.
+
+        Raises what `run` raises. The array is the caller's.
+        """
+        self._check(list(ids))
+        self._faults.begin()
+        self._held.clear()
+        self._model.rewind(0)
+        self._faults.before_step()
+        logits = self._faults.spoil(self._model.append(ids))
+        check_finite(logits, len(ids))
+        self._held += ids
+        return logits
+
     def _steps(
         self, ids: list[int], request: Generate, is_cancelled: Callable[[], bool], on_token: Callable[[int], None]
     ) -> DoneReason:
@@ -93,9 +108,9 @@ class Generator:
                 tokens=len(ids),
                 max_context=self._model.max_context,
             )
-        if max(ids) >= self._model.vocab_size:
+        if max(ids) >= self._model.vocab_size or min(ids) < 0:
             raise ConfigError(
-                f"token id {max(ids)} in the prompt, the model knows ids below {self._model.vocab_size}",
+                f"token ids of {min(ids)} to {max(ids)}, the model has ids from 0 to {self._model.vocab_size - 1}",
                 advice="use the tokenizer that belongs to the model",
             )
 

@@ -7,13 +7,16 @@
     await host.close()
 
 Rules: (1) whatever happens in the host is an EngineError here, within the inactivity budget; (2) a host that makes no
-progress is killed, never waited for; (3) leaving `generate` in any way leaves the host idle, or dead; (4) after `kill`
-and `close` no process, socket or task is left. Starting it again is the caller's decision (the circuit's).
+progress is killed, and neither its end nor its memory is waited for; (3) leaving `generate` in any way leaves the host
+idle, or dead; (4) after `kill` and `close` no process, socket, segment or task is left. Starting it again is the
+caller's decision (the circuit's). Where the processes come from is passed in (`host_source`).
 """
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import ConfigError, EngineCrashed, EngineError, EngineHung, KenshoError
@@ -23,6 +26,8 @@ from kensho.runtime.error_wire import restore_error
 from kensho.runtime.frames import (
     Cancel,
     Done,
+    Exchange,
+    Exchanged,
     Failed,
     Fault,
     FaultKind,
@@ -30,14 +35,20 @@ from kensho.runtime.frames import (
     Load,
     Loaded,
     Message,
+    Operation,
     Ping,
     Pong,
+    TensorHeader,
     Token,
 )
 from kensho.runtime.host_process import HostGoneError, HostProcess
 from kensho.runtime.host_source import HostSource, SpawnedHosts
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.process import Ended
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PREFILL_ID_S: Seconds = 0.01
 """What each id of a prefill adds to the inactivity budget: ten times what 270 M parameters take on one slow core."""
@@ -77,6 +88,7 @@ class EngineHost:
         self._allow_faults = allow_faults
         self._hosts: HostSource = hosts or SpawnedHosts()
         self._host: HostProcess | None = None
+        self._past: list[HostProcess] = []
         self._loaded: Loaded | None = None
         self._starting = asyncio.Lock()
         self._lane = asyncio.Lock()
@@ -110,13 +122,14 @@ class EngineHost:
                 return
             began_s = self._clock.monotonic_s()
             self._loaded = None
-            host = await HostProcess.start(
-                self._hosts, env=self._env, allow_faults=self._allow_faults, on_lost=self._note_loss
-            )
-            self._host = host
+            self._past = [past for past in (*self._past, self._host) if past and not past.has_ended]
+            self._host = None
             try:
                 async with asyncio.timeout(self._start_s):
-                    await self._load(host, began_s)
+                    self._host = await HostProcess.start(
+                        self._hosts, env=self._env, allow_faults=self._allow_faults, on_lost=self._note_loss
+                    )
+                    await self._load(self._host, began_s)
             except TimeoutError as error:
                 raise EngineHung(
                     f"engine '{self._name}' did not load {self._graph.model} within {self._start_s:g} s",
@@ -124,12 +137,13 @@ class EngineHost:
                     engine=self._name,
                 ) from error
             except asyncio.CancelledError:
-                host.close()  # nobody waits for it any more: that is no loss
+                if self._host:
+                    self._host.close()  # nobody waits for it any more: that is no loss
                 raise
             finally:
-                if self._loaded is None:
-                    host.kill("it did not load the model")
-                    await host.ended()
+                if self._loaded is None and self._host:
+                    self._host.kill("it did not load the model")
+                    await self._host.ended()
 
     async def generate(
         self, prompt_ids: Sequence[int], accepted_ids: Sequence[int], sampling: Sampling
@@ -141,23 +155,22 @@ class EngineHost:
         """
         async with self._lane:
             host = self._running()
-            self._request += 1
-            request = Generate(self._request, tuple(prompt_ids), tuple(accepted_ids), sampling)
+            number = self._next_request()
             budget_s = self._inactivity_s + PREFILL_ID_S * (len(prompt_ids) + len(accepted_ids))
             self._send_fault(host)
-            host.send(request)
+            host.send(Generate(number, tuple(prompt_ids), tuple(accepted_ids), sampling))
             is_over = False
             try:
                 while True:
                     message = await self._receive(host, budget_s)
                     budget_s = self._inactivity_s
                     match message:
-                        case Token(request=number, id=token) if number == request.request:
+                        case Token(request, token) if request == number:
                             yield token
-                        case Done(request=number) if number == request.request:
+                        case Done(request) if request == number:
                             is_over = True
                             return
-                        case Failed(request=number, error=error) if number == request.request:
+                        case Failed(request, error) if request == number:
                             is_over = True
                             raise restore_error(error)
                         case _:
@@ -165,7 +178,53 @@ class EngineHost:
                             continue
             finally:
                 if not is_over and host.is_alive:
-                    await self._cancel(host, request.request)
+                    await self._cancel(host, number)
+
+    async def logits(self, ids: Sequence[int]) -> "NDArray[np.float32]":
+        """The logits after these ids, (vocab_size,), as computed from nothing: to compare engines within a tolerance.
+
+        Raises what `generate` raises. The array is the caller's.
+        """
+        import numpy
+
+        budget_s = self._inactivity_s + PREFILL_ID_S * len(ids)
+        async with self.exchange("logits", {"ids": numpy.array(ids, numpy.int64)}, budget_s) as arrays:
+            logits = arrays.get("logits")
+            if logits is None or logits.dtype != numpy.float32 or logits.ndim != 1:
+                raise EngineError(f"engine '{self._name}' did not answer with logits", advice="restart the engine")
+            return numpy.array(logits, numpy.float32)
+
+    @asynccontextmanager
+    async def exchange(
+        self, operation: Operation, arrays: "Mapping[str, NDArray[np.generic]]", budget_s: Seconds
+    ) -> "AsyncIterator[dict[str, NDArray[np.generic]]]":
+        """Give the host arrays and read its answer where it put it: one copy each way, through shared memory.
+
+        The views are valid inside the `async with` only, which keeps the engine from its next request. Raises
+        ConfigError for arrays that cannot cross (`tensor_segment`), and what `generate` raises.
+        """
+        async with self._lane:
+            host = self._running()
+            number = self._next_request()
+            headers = host.tensors.put(arrays)
+            self._send_fault(host)
+            host.send(Exchange(number, operation, headers))
+            yield host.tensors.view(await self._exchanged(host, number, budget_s))
+
+    async def _exchanged(self, host: HostProcess, number: int, budget_s: Seconds) -> tuple[TensorHeader, ...]:
+        is_over = False
+        try:
+            while True:
+                match await self._receive(host, budget_s):
+                    case Exchanged(request, tensors) if request == number:
+                        is_over = True
+                        return tensors
+                    case Failed(request, error) if request == number:
+                        is_over = True
+                        raise restore_error(error)
+        finally:
+            if not is_over and host.is_alive:
+                await self._cancel(host, number)
 
     def arm_fault(self, kind: FaultKind, times: int) -> None:
         """Let the next `times` requests meet a real failure (row S6), restarts in between included."""
@@ -177,20 +236,28 @@ class EngineHost:
         self._fault, self._fault_times = None, 0
 
     async def kill(self) -> None:
-        """SIGKILL and reap. A running stream raises EngineCrashed. Idempotent."""
+        """SIGKILL and reap. A running stream raises EngineCrashed at once. Idempotent."""
         if self._host:
             self._host.kill("killed on request")
-            await self._host.ended()
+        await self._all_ended()
 
     async def close(self) -> None:
         """Let the process end by itself, within half a second, else kill it. Idempotent."""
         if self._host:
             self._host.close()
-            await self._host.ended()
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        """Those before the last one too: one that hung was killed, and nobody waited until it was gone."""
+        hosts = [*self._past, *([self._host] if self._host else [])]
+        self._past.clear()
+        for host in hosts:
+            await host.ended()
 
     async def _load(self, host: HostProcess, began_s: Seconds) -> None:
         graph = self._graph
         host.send(Ping())
+        self._send_fault(host, is_start=True)
         host.send(Load(str(graph.graph_folder), str(graph.model_folder), graph.tier, self._max_context, self._threads))
         while True:
             match await self._receive(host, self._start_s):
@@ -222,17 +289,21 @@ class EngineHost:
             raise EngineCrashed(f"engine '{self._name}' is not running", advice="start it", engine=self._name)
         return self._host
 
-    def _send_fault(self, host: HostProcess) -> None:
-        if self._fault and self._fault_times > 0:
+    def _next_request(self) -> int:
+        self._request += 1
+        return self._request
+
+    def _send_fault(self, host: HostProcess, *, is_start: bool = False) -> None:
+        if self._fault and self._fault_times > 0 and (self._fault == "slow_start") == is_start:
             host.send(Fault(self._fault))
             self._fault_times -= 1
 
     async def _receive(self, host: HostProcess, budget_s: Seconds) -> Message:
+        """The next message. What fails is told at once: a killed host may take 30 ms to give its memory back."""
         try:
             return await host.receive(budget_s)
         except TimeoutError as error:
             host.kill(f"no progress within {budget_s:.2f} s")
-            await host.ended()
             raise EngineHung(
                 f"engine '{self._name}' made no progress within {budget_s:.2f} s and was killed",
                 advice="another engine can go on; raise inactivity_s if this machine is only slow",
@@ -240,10 +311,13 @@ class EngineHost:
                 pid=host.pid,
             ) from error
         except HostGoneError as error:
-            raise self._crashed(await host.ended()) from error
+            if host.is_killed:
+                raise self._crashed(host, "SIGKILL, by us", -signal.SIGKILL) from error
+            ended = await host.ended()
+            reason = f"{ended.explained}, in the middle of a message" if host.is_cut else ended.explained
+            raise self._crashed(host, reason, ended.exit_code, ended.stderr) from error
         except KenshoError as error:
             host.kill(error.message)
-            await host.ended()
             raise
 
     async def _cancel(self, host: HostProcess, request: int) -> None:
@@ -251,24 +325,24 @@ class EngineHost:
         try:
             while True:
                 match await host.receive(self._inactivity_s):
-                    case Done(request=number) | Failed(request=number) if number == request:
+                    case Done(number) | Failed(number) | Exchanged(number) if number == request:
                         return
         except TimeoutError:
             host.kill(f"a cancelled request did not stop within {self._inactivity_s:.2f} s")
-            await host.ended()
-        except (HostGoneError, EngineError):
-            await host.ended()
+        except HostGoneError:
+            return
+        except EngineError as error:
+            host.kill(error.message)
 
-    def _crashed(self, ended: Ended) -> EngineCrashed:
-        by = ended.exit_code
+    def _crashed(self, host: HostProcess, reason: str, by: int | None, stderr: str = "") -> EngineCrashed:
         return EngineCrashed(
-            f"the host of engine '{self._name}' (process {ended.pid}) is gone: {ended.explained}",
+            f"the host of engine '{self._name}' (process {host.pid}) is gone: {reason}",
             advice="another engine can go on; it is started again",
             engine=self._name,
-            pid=ended.pid,
+            pid=host.pid,
             exit_code=by if by is not None and by >= 0 else None,
             signal=signal.Signals(-by).name if by is not None and by < 0 else None,
-            stderr=ended.stderr,
+            stderr=stderr,
         )
 
     def _note_loss(self, ended: Ended, why: str) -> None:

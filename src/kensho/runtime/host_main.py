@@ -12,9 +12,12 @@ import contextlib
 import select
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kensho.base.clock import Clock, SystemClock
 from kensho.base.errors import EngineError, KenshoError
@@ -27,6 +30,7 @@ from kensho.runtime.generation import Generator
 from kensho.runtime.parent_death import die_with_parent
 from kensho.runtime.pins import Pin, pin_graph
 from kensho.runtime.session import Session
+from kensho.runtime.tensor_segment import TensorSegment
 
 _READ_BYTES = 65536
 
@@ -48,6 +52,11 @@ class Channel:
             self._sock.sendall(frames.encode(message))
         except OSError as error:
             raise ParentGoneError from error
+
+    def send_half(self, message: Message) -> None:
+        """The first half of its bytes: what a process sends that ends at the wrong moment (row S6)."""
+        frame = frames.encode(message)
+        self._sock.sendall(frame[: len(frame) // 2])
 
     def receive(self) -> Message:
         """The next message; waits for it."""
@@ -77,8 +86,9 @@ class Channel:
 class Host:
     """What the process does with each message."""
 
-    def __init__(self, channel: Channel, *, allow_faults: bool, clock: Clock) -> None:
+    def __init__(self, channel: Channel, segment: TensorSegment, *, allow_faults: bool, clock: Clock) -> None:
         self._channel = channel
+        self._segment = segment
         self._allow_faults = allow_faults
         self._faults = Faults()
         self._clock = clock
@@ -95,6 +105,8 @@ class Host:
                     self._answer(0, partial(self._load, load))
                 case frames.Generate() as request:
                     self._answer(request.request, partial(self._generate, request))
+                case frames.Exchange() as exchange:
+                    self._answer(exchange.request, partial(self._exchange, exchange))
                 case frames.Fault(kind) if self._allow_faults:
                     self._faults.arm(kind)
                 case _:
@@ -109,10 +121,17 @@ class Host:
         except MemoryError:
             refusal = EngineError("the engine host is out of memory", advice="use a smaller model or context")
             answer = frames.Failed(request, describe_error(refusal))
+        self._send(answer)
+
+    def _send(self, answer: Message) -> None:
+        if self._faults.cuts_answers:
+            self._channel.send_half(answer)
+            raise ParentGoneError
         self._channel.send(answer)
 
     def _load(self, load: frames.Load) -> Message:
         began_s = self._clock.monotonic_s()
+        self._faults.before_load()
         graph_folder = Path(load.graph_folder)
         # Held until this process ends. A raw graph has nothing to pin, and the parent's own pin protects meanwhile.
         with contextlib.suppress(OSError):
@@ -128,21 +147,42 @@ class Host:
         return frames.Loaded(session.max_context, self._clock.monotonic_s() - began_s)
 
     def _generate(self, request: frames.Generate) -> Message:
-        if self._generator is None:
-            raise EngineError("the engine host was asked before a model was loaded", advice="load a model first")
-        reason = self._generator.run(
+        reason = self._loaded().run(
             request,
             is_cancelled=lambda: self._channel.is_cancelled(request.request),
-            on_token=lambda token: self._channel.send(frames.Token(request.request, token)),
+            on_token=lambda token: self._send(frames.Token(request.request, token)),
         )
         return frames.Done(request.request, reason)
+
+    def _exchange(self, exchange: frames.Exchange) -> Message:
+        arrays = self._segment.view(exchange.tensors)
+        match exchange.operation:
+            case "echo":
+                headers = self._segment.put(arrays, after=exchange.tensors)
+            case "logits":
+                logits = self._loaded().logits(_ids(arrays))
+                headers = self._segment.put({"logits": logits})
+        return frames.Exchanged(exchange.request, headers)
+
+    def _loaded(self) -> Generator:
+        if self._generator is None:
+            raise EngineError("the engine host was asked before a model was loaded", advice="load a model first")
+        return self._generator
+
+
+def _ids(arrays: Mapping[str, NDArray[np.generic]]) -> list[int]:
+    ids = arrays.get("ids")
+    if ids is None or ids.ndim != 1 or ids.dtype != np.int64:
+        raise EngineError("logits need one row of ids as int64", advice="ask for logits with token ids")
+    numbers: list[int] = ids.tolist()
+    return numbers
 
 
 def serve(socket_fd: int, segment_fd: int, *, allow_faults: bool) -> None:
     """Be the host behind this socket until it closes."""
     forbid_network()
     with socket.socket(fileno=socket_fd) as sock:
-        host = Host(Channel(sock), allow_faults=allow_faults, clock=SystemClock())
+        host = Host(Channel(sock), TensorSegment(segment_fd), allow_faults=allow_faults, clock=SystemClock())
         try:
             host.serve()
         except ParentGoneError:

@@ -11,7 +11,7 @@ says that it has ended. So a dead host is noticed by its socket, and its exit co
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
@@ -19,6 +19,9 @@ from kensho.runtime.frames import Decoder, Message, encode
 from kensho.runtime.host_source import HostSource, NewHost
 from kensho.runtime.process import Ended
 from kensho.runtime.to_the_end import to_the_end
+
+if TYPE_CHECKING:
+    from kensho.runtime.tensor_segment import TensorSegment
 
 GRACE_S: Seconds = 0.5
 """How long a host that closed its socket may take to end by itself: it then reports its own exit code."""
@@ -39,6 +42,7 @@ class HostProcess:
     def __init__(self, made: NewHost, link: "_Link", transport: asyncio.Transport) -> None:
         self._child = made.child
         self._segment = made.segment
+        self._tensors: TensorSegment | None = None
         self._link = link
         self._transport = transport
         self._is_killed = False
@@ -78,6 +82,32 @@ class HostProcess:
     def is_alive(self) -> bool:
         """False as soon as the socket is closed or it was killed; the process may still be ending."""
         return not self._is_killed and not self._link.is_lost.is_set()
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether `kill` was called: then why it ended is known, and when is only a matter of milliseconds."""
+        return self._is_killed
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its last message did not come whole."""
+        return self._link.is_within
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has been reaped."""
+        return self._watcher is not None and self._watcher.done()
+
+    @property
+    def tensors(self) -> "TensorSegment":
+        """The memory shared with the host. Raises EngineError when it has ended."""
+        if self._tensors is None:
+            from kensho.runtime.tensor_segment import TensorSegment  # numpy: not needed for tokens
+
+            if self.has_ended:
+                raise EngineError("the engine host has ended", advice="start the engine")
+            self._tensors = TensorSegment(os.dup(self._segment))
+        return self._tensors
 
     def send(self, message: Message) -> None:
         """Queue a message. To a host that is gone: nothing happens, `receive` will say so."""
@@ -130,6 +160,8 @@ class HostProcess:
             self._child.kill()
             ended = await self._child.ended_within(REAP_S) or self._child.reap(0)
         os.close(self._segment)
+        if self._tensors:
+            self._tensors.close()
         if not self._is_closed:
             on_lost(ended, self._why)
         return ended
@@ -155,6 +187,10 @@ class _Link(asyncio.Protocol):
         self.error: EngineError | None = None
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_within(self) -> bool:
+        return self._decoder.is_within
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
