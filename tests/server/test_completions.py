@@ -1,0 +1,236 @@
+"""Answers over HTTP: shapes, errors, stops, clients that go away or do not read. Scripted answers, virtual time."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from scripted_http import Client, ScriptedApp
+
+from kensho.base.errors import (
+    CompileFailed,
+    ConfigError,
+    Damaged,
+    DeadlineMissed,
+    EngineCrashed,
+    KenshoError,
+    ModelError,
+    NotEnoughMemory,
+    NotInstalled,
+    Overloaded,
+    TrustError,
+)
+from kensho.base.events import ErrorRaised
+from kensho.server import completions
+from kensho.testing.loop import run_virtual
+
+CHAT = "/v1/chat/completions"
+ASKED: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]}
+FIGURES = {
+    "model": "demo", "version": "1.0.0", "engine": "primary", "tier": "mapped", "failovers": 1, "gap_ms": 12.0,
+    "first_token_ms": 250.0, "tokens_per_second": 80.0,
+}  # fmt: skip
+
+
+def ask(app: ScriptedApp, fields: dict[str, Any] | None = None, **headers: str) -> Client:
+    return run_virtual(Client(app).request("POST", CHAT, ASKED | (fields or {}), **headers))
+
+
+def test_a_whole_answer_has_the_shape_the_figures_and_the_headers() -> None:
+    client = ask(ScriptedApp())
+    assert client.status == 200 and client.is_complete
+    assert client.headers["x-request-id"].startswith("req_")
+    assert client.headers["x-kensho-engine"] == "primary"
+    assert client.headers["x-kensho-model-version"] == "1.0.0"
+    assert client.headers["content-type"] == "application/json"
+    answer = client.json
+    assert answer.pop("id").startswith("chatcmpl-")
+    assert answer == {
+        "object": "chat.completion",
+        "created": 1_800_000_000,
+        "model": "demo",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Bonjour.", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        "kensho": FIGURES,
+    }
+
+
+def test_a_stream_has_one_chunk_a_piece_and_ends_with_the_figures_and_done() -> None:
+    client = ask(ScriptedApp(), {"stream": True})
+    assert client.headers["content-type"].startswith("text/event-stream")
+    assert client.headers["x-kensho-engine"] == "primary" and "content-length" not in client.headers
+    *chunks, done = client.events
+    assert done == "[DONE]"
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert [delta["content"] for delta in deltas[1:-1]] == ["Bon", "jour", "."]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 4 + ["stop"]
+    assert [chunk.get("kensho") for chunk in chunks] == [None] * 4 + [FIGURES]
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_usage_ends_a_stream_that_asked_for_it() -> None:
+    *chunks, last, done = ask(ScriptedApp(), {"stream": True, "stream_options": {"include_usage": True}}).events
+    assert done == "[DONE]"
+    assert last["choices"] == [] and last["usage"]["total_tokens"] == 10 and last["kensho"] == FIGURES
+    assert all(chunk["usage"] is None and "kensho" not in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_stop_string_ends_the_answer_and_the_engine(is_stream: bool) -> None:
+    app = ScriptedApp(["one", " E", "N", "D two", " three"])
+    client = ask(app, {"stop": ["END"], "stream": is_stream})
+    if is_stream:
+        choices = [chunk["choices"][0] for chunk in client.events[:-1]]
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        assert choices[-1]["finish_reason"] == "stop"
+    else:
+        text = client.json["choices"][0]["message"]["content"]
+        assert client.json["choices"][0]["finish_reason"] == "stop"
+        assert client.json["usage"]["completion_tokens"] == 4
+    assert text == "one "
+    assert app.running == 0
+
+
+def test_max_tokens_ends_with_length_and_an_empty_answer_is_an_answer() -> None:
+    assert ask(ScriptedApp(), {"max_tokens": 2}).json["choices"][0]["finish_reason"] == "length"
+    empty = ask(ScriptedApp([]), {"stream": True}).events
+    assert [chunk["choices"][0]["finish_reason"] for chunk in empty[:-1]] == [None, "stop"]
+
+
+def test_what_was_asked_reaches_the_application() -> None:
+    app = ScriptedApp()
+    ask(app, {"temperature": 0.5, "max_tokens": 9}, x_kensho_priority="low", x_kensho_deadline_ms="1500")
+    ask(app, {"seed": -1, "temperature": 0.5, "priority": "critical", "deadline_ms": 20})
+    ask(app)
+    (model, prompt, drawn), (_, _, given), (_, _, greedy) = app.asked
+    assert (model, prompt) == ("demo", [{"role": "user", "content": "Hello"}])
+    assert (drawn.temperature, drawn.max_tokens, drawn.priority, drawn.deadline_s) == (0.5, 9, "low", 1.5)
+    assert (drawn.seed, given.seed, greedy.seed) == (42, (1 << 64) - 1, 0)
+    assert (given.priority, given.deadline_s, given.is_raw_prompt) == ("critical", 0.02, False)
+    assert (greedy.priority, greedy.deadline_s) == ("normal", None)
+
+
+def test_a_completion_goes_on_with_the_text_as_it_is() -> None:
+    app = ScriptedApp()
+    body = {"model": "demo", "prompt": "Once", "max_tokens": 2}
+    whole = run_virtual(Client(app).request("POST", "/v1/completions", body))
+    assert (whole.json["object"], whole.json["choices"][0]["text"]) == ("text_completion", "Bonjour")
+    assert whole.json["id"].startswith("cmpl-") and whole.json["kensho"] == FIGURES
+    stream = run_virtual(Client(app).request("POST", "/v1/completions", body | {"stream": True}))
+    assert [chunk["choices"][0]["text"] for chunk in stream.events[:-1]] == ["Bon", "jour", ""]
+    assert app.asked[0][1] == "Once" and app.asked[0][2].is_raw_prompt
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (NotInstalled("no such model"), 404, "invalid_request_error", "model_not_found"),
+        (ConfigError("too long"), 400, "invalid_request_error", "config"),
+        (EngineCrashed("gone"), 502, "engine_error", "engine_crashed"),
+        (CompileFailed("no"), 502, "engine_error", "compile_failed"),
+        (NotEnoughMemory("no room"), 503, "overloaded_error", "not_enough_memory"),
+        (Damaged("bytes"), 503, "storage_error", "damaged"),
+        (TrustError("signature"), 500, "trust_error", "trust_refused"),
+        (ModelError("template"), 500, "server_error", "not_a_model"),
+    ],
+)
+def test_an_error_before_the_first_token_has_its_own_status(
+    error: KenshoError, status: int, kind: str, code: str
+) -> None:
+    for is_stream in (False, True):
+        client = ask(ScriptedApp([], error), {"stream": is_stream})
+        assert client.status == status
+        assert client.json == {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
+        assert "x-request-id" in client.headers and "retry-after" not in client.headers
+
+
+@pytest.mark.parametrize("kind", [Overloaded, DeadlineMissed])
+def test_a_refusal_says_when_to_come_back(kind: type[Overloaded]) -> None:
+    client = ask(ScriptedApp([], kind("busy", retry_after_s=1.25)))
+    assert client.status == 503
+    assert (client.headers["retry-after"], client.headers["retry-after-ms"]) == ("2", "1250")
+
+
+def test_an_error_in_the_middle_is_the_last_event() -> None:
+    client = ask(ScriptedApp(["Bon"], EngineCrashed("gone", advice="ask again")), {"stream": True})
+    assert client.status == 200 and client.is_complete
+    assert client.events[1]["choices"][0]["delta"]["content"] == "Bon"
+    assert client.events[-1]["error"]["code"] == "engine_crashed"
+
+
+def test_a_fault_of_kensho_is_told_without_its_words_and_logged() -> None:
+    app = ScriptedApp([], RuntimeError("secret prompt"))
+    client = ask(app)
+    assert client.status == 500 and b"secret" not in client.body
+    (event,) = app.events
+    assert isinstance(event, ErrorRaised) and event.reason == "RuntimeError" and event.frames
+
+
+def test_a_bad_request_names_the_field() -> None:
+    client = ask(ScriptedApp(), {"temperature": "hot"})
+    assert client.status == 400
+    error = client.json["error"]
+    assert (error["param"], error["type"], error["code"]) == ("temperature", "invalid_request_error", "invalid_request")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_client_that_goes_away_frees_its_engine_at_once(is_stream: bool) -> None:
+    app = ScriptedApp(["x"] * 1000)
+
+    async def main() -> float:
+        now_s = asyncio.get_running_loop().time
+        began_s = now_s()
+        client = await Client(app, gone_after_s=0.55).request("POST", CHAT, ASKED | {"stream": is_stream})
+        assert not client.is_complete
+        return now_s() - began_s
+
+    assert run_virtual(main()) == pytest.approx(0.55)
+    assert app.running == 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_client_that_does_not_read_is_cut_off_and_frees_its_engine(is_stream: bool) -> None:
+    app = ScriptedApp(["x"] * 50)
+
+    async def main() -> Client:
+        client = Client(app, reads=False)
+        async with asyncio.timeout(completions.SEND_S + 10):
+            await client.request("POST", CHAT, ASKED | {"stream": is_stream})
+        return client
+
+    assert run_virtual(main()).aborted == 1
+    assert app.running == 0
+
+
+def test_a_body_comes_in_pieces_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_virtual(Client(ScriptedApp()).request("POST", CHAT, ASKED, pieces=7)).status == 200
+    monkeypatch.setattr(completions, "MAX_BODY_BYTES", 1000)
+    big = b" " * 1001
+    stated = run_virtual(Client(ScriptedApp()).request("POST", CHAT, b"", content_length="1001"))
+    sent = run_virtual(Client(ScriptedApp()).request("POST", CHAT, big, pieces=3))
+    for client in (stated, sent):
+        assert client.status == 413 and client.json["error"]["code"] == "body_too_large"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
+    class Slow(Client):
+        async def request(self, *args: Any, **named: Any) -> "Client":
+            async def receive() -> Any:
+                await asyncio.sleep(10_000)
+
+            scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [(b"host", b"localhost")],
+                     "query_string": b"", "root_path": "", "scheme": "http", "client": None}  # fmt: skip
+            await self._asgi(scope, receive, self._take)  # type: ignore[arg-type]
+            return self
+
+    client = run_virtual(Slow(ScriptedApp()).request())
+    assert client.status == 408
