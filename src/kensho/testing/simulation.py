@@ -1,0 +1,174 @@
+"""Overload in virtual time: a queue policy gets the jobs of a trace and a few slots; what came of them is counted.
+
+    result = simulate(arrivals(trace, seed=1), trace, KenshoPolicy(AdmissionSettings()))
+    result.goodput, result.served(Priority.CRITICAL), result.late
+
+Another policy is a class with the four methods of `Policy`. A minute at ten times the load takes about a second.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from kensho.base.clock import Seconds
+from kensho.base.structs import Struct, field
+from kensho.resilience.admission import AdmissionQueue, AdmissionSettings, Candidate, Estimate, Priority
+from kensho.resilience.estimate import RecentTimes, Times
+from kensho.testing.load import Job, Trace
+
+
+class Policy(Protocol):
+    """Who waits and who goes next. Jobs that a policy drops are simply never given out."""
+
+    def offer(self, job: Job, now_s: Seconds) -> None: ...
+
+    def take(self, now_s: Seconds) -> Job | None:
+        """A slot is free: the next job, or None if none waits."""
+        ...
+
+    def finished(self, job: Job, service_s: Seconds, now_s: Seconds) -> None:
+        """The slot is free again, after having been held for `service_s`."""
+        ...
+
+    def set_slots(self, slots: int) -> None: ...
+
+
+class KenshoPolicy:
+    """The product's queue and its estimate, as the scheduler uses them."""
+
+    def __init__(self, settings: AdmissionSettings) -> None:
+        self._queue = AdmissionQueue(settings)
+        self._jobs: dict[int, Job] = {}
+        self._times = RecentTimes()
+        self._slots = 1
+        self._estimate = Estimate()
+
+    def offer(self, job: Job, now_s: Seconds) -> None:
+        ticket, refused = self._queue.offer(job.priority, job.deadline_s, now_s, self._estimate)
+        self._jobs[ticket.number] = job
+        for one in refused:
+            del self._jobs[one.ticket.number]
+
+    def take(self, now_s: Seconds) -> Job | None:
+        ticket, refused = self._queue.take(now_s, self._estimate)
+        for one in refused:
+            del self._jobs[one.ticket.number]
+        return None if ticket is None else self._jobs.pop(ticket.number)
+
+    def finished(self, job: Job, service_s: Seconds, now_s: Seconds) -> None:
+        self._times.add(service_s, now_s)
+        p95_s, mean_s = self._times.p95(now_s), self._times.mean(now_s)
+        self._estimate = Estimate((Candidate("", Times(((1, p95_s),))),), mean_s, p95_s, self._slots)
+
+    def set_slots(self, slots: int) -> None:
+        self._slots = slots
+
+
+class Result(Struct, kw_only=True):
+    """Counted over the jobs that arrived while the trace was at its worst."""
+
+    goodput: float
+    """Work finished in time, as a share of what nobody could exceed (see `possible_s`)."""
+    late: float
+    """Work on jobs that were not in time, as a share of all work."""
+    came: Counter[Priority] = field(factory=Counter)
+    in_time: Counter[Priority] = field(factory=Counter)
+    waits_s: dict[Priority, list[Seconds]] = field(factory=dict)
+    """From arrival to end, of those in time."""
+
+    def served(self, priority: Priority) -> float:
+        """Share of the class that was answered in time; 1 if none came."""
+        return self.in_time[priority] / self.came[priority] if self.came[priority] else 1.0
+
+    def p99_s(self, priority: Priority) -> Seconds:
+        ranked = sorted(self.waits_s.get(priority) or [0.0])
+        return ranked[int(0.99 * (len(ranked) - 1))]
+
+
+def simulate(jobs: Sequence[Job], trace: Trace, policy: Policy) -> Result:
+    """Run the jobs through the policy. Deterministic.
+
+    A running job is cut at its deadline, whoever the policy is: its client has gone.
+    """
+    running: list[tuple[Seconds, int, Seconds, Seconds, Job]] = []  # end, number, start, service, job
+    came: Counter[Priority] = Counter()
+    in_time: Counter[Priority] = Counter()
+    waits_s: dict[Priority, list[Seconds]] = {p: [] for p in Priority}
+    good_s = late_s = 0.0
+    number = 0
+    lost_at_s = trace.lost_at_s
+    for index in range(len(jobs) + 1):
+        until_s = jobs[index].arrived_s if index < len(jobs) else float("inf")
+        while running and running[0][0] <= until_s:
+            ends_s, _, began_s, service_s, job = heapq.heappop(running)
+            if not began_s < lost_at_s <= ends_s:
+                policy.finished(job, ends_s - began_s, ends_s)
+                share = _overlap(began_s, ends_s, trace)
+                is_in_time = began_s + service_s <= job.deadline_s
+                good_s += share if is_in_time else 0.0
+                late_s += 0.0 if is_in_time else share
+                if is_in_time and trace.is_inside(job.arrived_s):
+                    in_time[job.priority] += 1
+                    waits_s[job.priority].append(ends_s - job.arrived_s)
+            number = _fill(running, policy, trace, ends_s, number)
+        if index < len(jobs):
+            job = jobs[index]
+            came[job.priority] += trace.is_inside(job.arrived_s)
+            policy.set_slots(trace.slots(job.arrived_s))
+            policy.offer(job, job.arrived_s)
+            number = _fill(running, policy, trace, job.arrived_s, number)
+    return Result(
+        goodput=good_s / possible_s(jobs, trace),
+        late=late_s / (good_s + late_s) if good_s + late_s else 0.0,
+        came=came,
+        in_time=in_time,
+        waits_s=waits_s,
+    )
+
+
+def possible_s(jobs: Sequence[Job], trace: Trace) -> Seconds:
+    """Slot-seconds of work that could be in time while the trace is at its worst: a bound that no policy exceeds.
+
+    A fluid server that may split and interrupt jobs, does the one with the nearest deadline first, drops what is late
+    and counts what it did of it. Under steady overload it is what the slots can do; for bursts it is a loose bound.
+    """
+    waiting: list[tuple[Seconds, int, Seconds]] = []  # deadline, number, work left in ordinary slot-seconds
+    done_s = now_s = 0.0
+    for number in range(len(jobs) + 1):
+        until_s = jobs[number].arrived_s if number < len(jobs) else trace.until_s
+        while waiting and now_s < until_s:
+            deadline_s, index, left_s = waiting[0]
+            slots, slowness = trace.slots(now_s), trace.slowness(now_s)
+            ends_s = min(until_s, deadline_s, now_s + left_s * slowness / slots)
+            if ends_s > now_s:
+                done_s += _overlap(now_s, ends_s, trace) * slots
+            if ends_s >= deadline_s or ends_s < until_s:
+                heapq.heappop(waiting)
+            else:
+                heapq.heapreplace(waiting, (deadline_s, index, left_s - (ends_s - now_s) * slots / slowness))
+            now_s = max(now_s, ends_s)
+        now_s = max(now_s, until_s)
+        if number < len(jobs):
+            heapq.heappush(waiting, (jobs[number].deadline_s, number, jobs[number].service_s))
+    return done_s
+
+
+def _fill(
+    running: list[tuple[Seconds, int, Seconds, Seconds, Job]],
+    policy: Policy,
+    trace: Trace,
+    now_s: Seconds,
+    number: int,
+) -> int:
+    while len(running) < trace.slots(now_s) and (job := policy.take(now_s)) is not None:
+        service_s = job.service_s * trace.slowness(now_s)
+        ends_s = max(now_s, min(now_s + service_s, job.deadline_s))
+        heapq.heappush(running, (ends_s, number, now_s, service_s, job))
+        number += 1
+    return number
+
+
+def _overlap(began_s: Seconds, ends_s: Seconds, trace: Trace) -> Seconds:
+    """How much of this work was done while the trace was at its worst."""
+    return max(0.0, min(ends_s, trace.ends_s) - max(began_s, trace.begins_s))
