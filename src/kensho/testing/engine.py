@@ -74,6 +74,7 @@ class ScriptedEngine:
         self._lane = asyncio.Lock()
         self._faults: deque[Fault | None] = deque()
         self._refusals = 0
+        self._signal = ""
         self.starts = 0
         self.streams = 0
         self.kills = 0
@@ -133,8 +134,9 @@ class ScriptedEngine:
     async def close(self) -> None:
         self.die()
 
-    def die(self) -> None:
-        """The process ends now, as after SIGKILL from outside: the running stream raises EngineCrashed."""
+    def die(self, signal: str = "SIGKILL") -> None:
+        """The process ends now, as after a signal from outside: the running stream raises EngineCrashed."""
+        self._signal = signal
         self._is_alive = False
         self._died.set()
 
@@ -145,7 +147,7 @@ class ScriptedEngine:
             case "nan":
                 raise WrongNumbers(f"engine {self._name} made numbers that are not finite", advice="its script says so")
             case "crash":
-                self.die()
+                self.die("SIGSEGV")
                 raise self._crashed()
             case "hang":
                 await self._died.wait()
@@ -163,7 +165,8 @@ class ScriptedEngine:
         raise self._crashed()
 
     def _crashed(self) -> EngineCrashed:
-        return EngineCrashed(f"the host of engine {self._name} is gone", advice="start it again", engine=self._name)
+        gone = f"the host of engine {self._name} is gone"
+        return EngineCrashed(gone, advice="start it again", engine=self._name, signal=self._signal)
 
 
 def _digest(prompt_ids: Sequence[int], sampling: Sampling) -> int:
