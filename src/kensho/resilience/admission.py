@@ -1,24 +1,29 @@
 """Who waits, who goes next, who is refused (rows S4, S5). Pure: no task, no timer; `now_s` is passed in, monotonic.
 
-Rules: (1) at most `bound` requests wait, and `critical_reserve` CRITICAL ones beyond that. (2) When it is full, a
-newcomer takes the place of the oldest request of the lowest class below its own. (3) A request is started only if
-its first token can come in time: now + estimate <= deadline, where the estimate is a p95, not a mean (simulated at 10
-x overload: 98 % against 61 % of goodput). (4) The highest class goes first; every tenth start goes to the lowest
-waiting class, unless a CRITICAL request waits. (5) Inside a class the oldest goes first, until it has waited too
-long: then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten seconds are called
-SATURATED: NORMAL and LOW newcomers are refused while anything waits. That is announced, and no circuit is opened.
+Rules: (1) At most `bound` requests wait, and `critical_reserve` CRITICAL ones beyond that; the bound follows the
+measured service time (see `bound_of`). (2) When it is full, a newcomer takes the place of the oldest request of the
+lowest class below its own. (3) A request is started only if it can be in time: now + needed <= deadline, where what it
+needs is a p95, not a mean; if not, it is refused at once. (4) The highest class goes first; every tenth start goes to
+the lowest waiting class, unless a CRITICAL request waits: LOW starts after at most `low_turn` others for each LOW
+request before it. (5) Inside a class the oldest goes first, until it has waited too long and has a crowd behind it:
+then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten seconds are called
+SATURATED: NORMAL and LOW newcomers are refused while every slot has somebody waiting for it. That is announced, and no
+circuit is opened. (7) A request that was begun and had to stop (`resume`) goes before the others of its
+class, and is never evicted.
 
-Every method is O(1), except where a rule looks at the whole queue (at most bound + reserve requests).
+Every method is O(1), except where a rule looks at the whole queue (at most `bound_most` + reserve requests): when it is
+full, and for the level, ten times a second.
 """
 
-import math
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from enum import IntEnum, StrEnum
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError, DeadlineMissed, Overloaded
-from kensho.base.structs import Struct
+from kensho.base.structs import Struct, replace
+from kensho.resilience.estimate import ONE, Times, Work
 
 
 class Priority(IntEnum):
@@ -50,38 +55,67 @@ Reason = Literal["full", "evicted", "deadline", "pressured", "saturated"]
 
 class AdmissionSettings(Struct):
     bound: int = 100
-    """The prototype's number (row S4)."""
+    """The prototype's number (row S4), until service times are known; then between the next two."""
+    bound_least: int = 16
+    bound_most: int = 400
+    bound_budget_s: Seconds = 10.0
+    """How much work may wait: the shortest of the default deadlines."""
     critical_reserve: int = 10
     low_turn: int = 10
     """Every how-manieth start goes to the lowest waiting class."""
     lifo_after_s: Seconds = 0.1
+    lifo_per_slot: int = 5
+    """How many of a class must wait for each slot: without a crowd the newest first would only make some waits longer
+    (simulated, heavy tails at 10 x: CRITICAL served 98.6 % without this rule, 99.5 % with it)."""
     saturated_rejections: int = 5
     """The prototype's number (row S5), within `saturated_window_s`."""
     saturated_window_s: Seconds = 10.0
     pressured_share: float = 0.2
     pressured_after_s: Seconds = 1.0
     deadlines_s: tuple[Seconds, Seconds, Seconds, Seconds] = (10.0, 10.0, 30.0, 120.0)
-    """By class: how long the first token may take when the request does not say."""
+    """By class: how long a request may take when it does not say (a stream: to its first token)."""
 
     def __post_init__(self) -> None:
-        counts = (self.bound, self.low_turn, self.saturated_rejections)
-        times = (self.lifo_after_s, self.saturated_window_s, self.pressured_after_s, *self.deadlines_s)
+        counts = (self.bound_least, self.low_turn, self.saturated_rejections)
+        times = (
+            self.bound_budget_s,
+            self.lifo_after_s,
+            self.saturated_window_s,
+            self.pressured_after_s,
+            *self.deadlines_s,
+        )
         are_usable = all(n >= 1 for n in counts) and all(t > 0 for t in times)
-        if not are_usable or self.critical_reserve < 0 or not 0 < self.pressured_share <= 1:
+        is_ordered = self.bound_least <= self.bound <= self.bound_most
+        is_positive = self.critical_reserve >= 0 and self.lifo_per_slot >= 0
+        if not are_usable or not is_ordered or not is_positive or not 0 < self.pressured_share <= 1:
             raise ConfigError(
                 f"admission settings cannot be used: {self}",
-                advice="counts are at least 1, times are positive seconds, shares are between 0 and 1",
+                advice="counts are at least 1, times are positive seconds, shares are between 0 and 1, "
+                "and bound_least <= bound <= bound_most",
             )
 
 
-class Estimate(Struct):
-    """What the near future looks like, measured by the caller. All zero before anything was measured."""
+class Candidate(Struct):
+    """An engine that takes requests now, and what it takes for them."""
 
-    first_token_s: Seconds = 0.0
-    """p95 from the start of a request to its first token."""
+    engine: str
+    times: Times
+
+
+class Estimate(Struct):
+    """What the near future looks like, measured by the caller. Zero: not measured."""
+
+    candidates: tuple[Candidate, ...] = ()
     service_s: Seconds = 0.0
     """Mean time that a request keeps its slot."""
+    service_p95_s: Seconds = 0.0
     slots: int = 1
+
+    def needed_s(self, ticket: "Ticket", engine: str | None = None) -> Seconds:
+        """From its start, on `engine`, or (None) on the quickest that it may use."""
+        only = engine or ticket.engine
+        needed = [one.times.needed_s(ticket.work) for one in self.candidates if only in {None, one.engine}]
+        return min(needed, default=0.0)
 
 
 class Ticket(Struct):
@@ -91,7 +125,15 @@ class Ticket(Struct):
     priority: Priority
     arrived_s: Seconds
     deadline_s: Seconds
-    """Point on the monotonic clock by which the first token must be there."""
+    """Point on the monotonic clock by which the work must be done; infinite once a reader has seen tokens of it."""
+    work: Work = ONE
+    engine: str | None = None
+    """The only engine that may do it; None: any."""
+    avoids: str = ""
+    """The engine that it comes from, which gets it again only when there is no other."""
+
+    def may_use(self, engine: str, *, has_others: bool) -> bool:
+        return self.engine in {None, engine} and not (has_others and self.avoids == engine)
 
 
 class Refused(Struct):
@@ -120,6 +162,17 @@ _WORDS: dict[Reason, tuple[str, str]] = {
 }
 
 _UNMEASURED_SERVICE_S = 1.0  # guess, for the retry-after of the very first refusals
+_LOOK_EVERY_S = 0.1  # how often the whole queue is looked at for the level
+
+_Line = OrderedDict[int, Ticket]
+
+
+def bound_of(settings: AdmissionSettings, estimate: Estimate) -> int:
+    """How many may wait: as many as can be served within the budget, each taking its p95, between least and most."""
+    if estimate.service_p95_s <= 0:
+        return settings.bound
+    served = settings.bound_budget_s * max(1, estimate.slots) / estimate.service_p95_s
+    return int(min(max(served, settings.bound_least), settings.bound_most))
 
 
 class AdmissionQueue:
@@ -127,68 +180,105 @@ class AdmissionQueue:
 
     def __init__(self, settings: AdmissionSettings) -> None:
         self._settings = settings
-        self._classes: dict[Priority, OrderedDict[int, Ticket]] = {p: OrderedDict() for p in Priority}
-        self._waiting = 0
+        self._fresh: dict[Priority, _Line] = {p: OrderedDict() for p in Priority}
+        self._resumed: dict[Priority, _Line] = {p: OrderedDict() for p in Priority}
+        self._fresh_count = 0
+        self._named_count = 0
         self._next_number = 0
         self._starts_since_low = 0
         self._rejected_at_s: deque[Seconds] = deque(maxlen=settings.saturated_rejections)
-        self._slow_since_s: Seconds | None = None
+        self._is_slow = False
+        self._slow_since_s = 0.0
+        self._looked_at_s = float("-inf")
 
     def __len__(self) -> int:
-        return self._waiting
+        return sum(self.depths().values())
 
     def depths(self) -> dict[Priority, int]:
-        return {priority: len(waiting) for priority, waiting in self._classes.items()}
+        return {p: len(self._fresh[p]) + len(self._resumed[p]) for p in Priority}
 
     def offer(
-        self, priority: Priority, deadline_s: Seconds | None, now_s: Seconds, estimate: Estimate
+        self,
+        priority: Priority,
+        deadline_s: Seconds | None,
+        now_s: Seconds,
+        estimate: Estimate,
+        *,
+        work: Work = ONE,
+        engine: str | None = None,
     ) -> tuple[Ticket, list[Refused]]:
         """A newcomer. It waits now, unless it is itself among the refused; others may have lost their place to it.
 
-        `deadline_s` is a monotonic moment; None: the default of its class.
+        `deadline_s` is a monotonic moment; None: the default of its class. `engine`: the only one that may serve it.
         """
         if deadline_s is None:
             deadline_s = now_s + self._settings.deadlines_s[priority]
-        ticket = Ticket(self._next_number, priority, now_s, deadline_s)
+        ticket = Ticket(self._next_number, priority, now_s, deadline_s, work, engine)
         self._next_number += 1
         if not _is_in_time(ticket, now_s, estimate):
             return ticket, [self._refuse(ticket, "deadline", estimate)]
+        is_busy = len(self) >= max(1, estimate.slots)
         level = self.level(now_s, estimate)
-        if self._waiting and level is Level.SATURATED and priority >= Priority.NORMAL:
+        if is_busy and level is Level.SATURATED and priority >= Priority.NORMAL:
             return ticket, [self._refuse(ticket, "saturated", estimate)]
-        if self._waiting and level is Level.PRESSURED and priority is Priority.LOW:
+        if is_busy and level is Level.PRESSURED and priority is Priority.LOW:
             return ticket, [self._refuse(ticket, "pressured", estimate)]
         refused = self._make_room(ticket, now_s, estimate)
         if not any(one.ticket is ticket for one in refused):
-            self._classes[priority][ticket.number] = ticket
-            self._waiting += 1
+            self._fresh[priority][ticket.number] = ticket
+            self._fresh_count += 1
+            self._named_count += engine is not None
         return ticket, refused
 
-    def take(self, now_s: Seconds, estimate: Estimate) -> tuple[Ticket | None, list[Refused]]:
-        """The request to start now (None: nobody waits), and those found to be too late on the way."""
-        refused = []
-        while self._waiting:
-            priority = self._next_class()
-            ticket = self._next_in(self._classes[priority], now_s)
+    def resume(self, ticket: Ticket, deadline_s: Seconds, work: Work, now_s: Seconds, *, avoids: str = "") -> Ticket:
+        """A request that was taken, and had to stop before it was done, waits again; returns its new ticket."""
+        again = replace(
+            ticket, number=self._next_number, arrived_s=now_s, deadline_s=deadline_s, work=work, avoids=avoids
+        )
+        self._next_number += 1
+        self._resumed[ticket.priority][again.number] = again
+        self._named_count += again.engine is not None
+        return again
+
+    def take(
+        self, now_s: Seconds, estimate: Estimate, engine: str | None = None
+    ) -> tuple[Ticket | None, list[Refused]]:
+        """The request that the free `engine` should start now (None: nobody waits for it), and those found to be too
+        late on the way. Without `engine`: whoever goes first."""
+        refused: list[Refused] = []
+        while (ticket := self._next(now_s, estimate, engine)) is not None:
             self._remove(ticket)
-            if not _is_in_time(ticket, now_s, estimate):
-                refused.append(self._reject(ticket, "deadline", now_s, estimate))
-                continue
-            is_lowest = self._lowest_waiting_or(priority) <= priority
-            self._starts_since_low = 0 if is_lowest else self._starts_since_low + 1
-            return ticket, refused
+            if _is_in_time(ticket, now_s, estimate):
+                is_lowest = self._lowest_or(ticket.priority) <= ticket.priority
+                self._starts_since_low = 0 if is_lowest else self._starts_since_low + 1
+                return ticket, refused
+            refused.append(self._reject(ticket, "deadline", now_s, estimate))
         return None, refused
+
+    def take_stranded(self, estimate: Estimate) -> Ticket | None:
+        """A request that waits for an engine which takes none now; its owner tells it so."""
+        if not self._named_count:
+            return None
+        engines = {one.engine for one in estimate.candidates}
+        lines = (line for kind in (self._resumed, self._fresh) for line in kind.values())
+        stranded = (t for line in lines for t in line.values() if t.engine is not None and t.engine not in engines)
+        ticket = next(stranded, None)
+        if ticket is not None:
+            self._remove(ticket)
+        return ticket
+
+    def urgent_count(self) -> int:
+        """How many wait for whom LOW work is interrupted: CRITICAL ones, and all but LOW that were begun."""
+        begun = sum(len(self._resumed[p]) for p in (Priority.HIGH, Priority.NORMAL))
+        return begun + len(self._fresh[Priority.CRITICAL]) + len(self._resumed[Priority.CRITICAL])
 
     def cancel(self, ticket: Ticket) -> bool:
         """Forget a waiting request in O(1). False if it does not wait (any more)."""
-        if ticket.number not in self._classes[ticket.priority]:
-            return False
-        self._remove(ticket)
-        return True
+        return self._remove(ticket)
 
     def expire(self, ticket: Ticket, now_s: Seconds, estimate: Estimate) -> Refused | None:
-        """Refuse a waiting request whose deadline has come; None if it does not wait (any more)."""
-        return self._reject(ticket, "deadline", now_s, estimate) if self.cancel(ticket) else None
+        """Refuse a waiting request that can no longer be in time; None if it does not wait (any more)."""
+        return self._reject(ticket, "deadline", now_s, estimate) if self._remove(ticket) else None
 
     def level(self, now_s: Seconds, estimate: Estimate) -> Level:
         """How hard pressed the queue is. SATURATED ends when the last five rejections span more than the window."""
@@ -196,51 +286,73 @@ class AdmissionQueue:
         is_full_window = len(self._rejected_at_s) == settings.saturated_rejections
         if is_full_window and now_s - self._rejected_at_s[0] < settings.saturated_window_s:
             return Level.SATURATED
-        if not self._is_slow(now_s, estimate):
-            self._slow_since_s = None
-            return Level.NORMAL
-        if self._slow_since_s is None:
-            self._slow_since_s = now_s
-        return Level.PRESSURED if now_s - self._slow_since_s >= settings.pressured_after_s else Level.NORMAL
+        if now_s - self._looked_at_s >= _LOOK_EVERY_S:
+            self._look(now_s, estimate)
+        is_pressed = self._is_slow and now_s - self._slow_since_s >= settings.pressured_after_s
+        return Level.PRESSURED if is_pressed else Level.NORMAL
 
     def _make_room(self, newcomer: Ticket, now_s: Seconds, estimate: Estimate) -> list[Refused]:
         reserve = self._settings.critical_reserve if newcomer.priority is Priority.CRITICAL else 0
-        bound = self._settings.bound + reserve
-        if self._waiting < bound:
+        bound = bound_of(self._settings, estimate) + reserve
+        if self._fresh_count < bound:
             return []
-        hopeless = [
-            t for waiting in self._classes.values() for t in waiting.values() if not _is_in_time(t, now_s, estimate)
-        ]
+        hopeless = [ticket for ticket in self._waiting_fresh() if not _is_in_time(ticket, now_s, estimate)]
         for ticket in hopeless:
             self._remove(ticket)
         refused = [self._reject(ticket, "deadline", now_s, estimate) for ticket in hopeless]
-        if self._waiting < bound:
+        if self._fresh_count < bound:
             return refused
-        lowest = self._lowest_waiting_or(newcomer.priority)
+        lowest = next((p for p in reversed(Priority) if self._fresh[p]), newcomer.priority)
         if lowest <= newcomer.priority:
             return [*refused, self._reject(newcomer, "full", now_s, estimate)]
-        oldest = next(iter(self._classes[lowest].values()))
+        oldest = next(iter(self._fresh[lowest].values()))
         self._remove(oldest)
         return [*refused, self._reject(oldest, "evicted", now_s, estimate)]
 
-    def _next_class(self) -> Priority:
-        is_low_turn = self._starts_since_low >= self._settings.low_turn - 1
-        if is_low_turn and not self._classes[Priority.CRITICAL]:
-            return self._lowest_waiting_or(Priority.CRITICAL)
-        return next(p for p in Priority if self._classes[p])
+    def _next(self, now_s: Seconds, estimate: Estimate, engine: str | None) -> Ticket | None:
+        """Who goes next on this engine, or is found to be too late. One who would be too late only here is left to
+        the other engines, and the next class is asked."""
+        for priority in self._order():
+            ticket = self._first_of(priority, now_s, estimate, engine)
+            if ticket is None:
+                continue
+            is_late_anywhere = not _is_in_time(ticket, now_s, estimate)
+            if is_late_anywhere or now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s:
+                return ticket
+        return None
 
-    def _next_in(self, waiting: OrderedDict[int, Ticket], now_s: Seconds) -> Ticket:
-        oldest = next(iter(waiting.values()))
-        if now_s - oldest.arrived_s > self._settings.lifo_after_s:
-            return next(reversed(waiting.values()))
-        return oldest
+    def _order(self) -> list[Priority]:
+        classes = list(Priority)
+        if self._starts_since_low >= self._settings.low_turn - 1 and not self._waits(Priority.CRITICAL):
+            classes.insert(0, self._lowest_or(Priority.LOW))
+        return classes
 
-    def _lowest_waiting_or(self, default: Priority) -> Priority:
-        return next((p for p in reversed(Priority) if self._classes[p]), default)
+    def _first_of(self, priority: Priority, now_s: Seconds, estimate: Estimate, engine: str | None) -> Ticket | None:
+        resumed, fresh = self._resumed[priority].values(), self._fresh[priority].values()
+        is_crowd = len(fresh) > self._settings.lifo_per_slot * max(1, estimate.slots)
+        is_lifo = is_crowd and now_s - next(iter(fresh)).arrived_s > self._settings.lifo_after_s
+        for line in (resumed, reversed(fresh) if is_lifo else fresh):
+            for ticket in line:
+                if engine is None or ticket.may_use(engine, has_others=len(estimate.candidates) > 1):
+                    return ticket
+        return None
 
-    def _remove(self, ticket: Ticket) -> None:
-        del self._classes[ticket.priority][ticket.number]
-        self._waiting -= 1
+    def _lowest_or(self, default: Priority) -> Priority:
+        return next((p for p in reversed(Priority) if self._waits(p)), default)
+
+    def _waits(self, priority: Priority) -> bool:
+        return bool(self._fresh[priority] or self._resumed[priority])
+
+    def _waiting_fresh(self) -> Iterator[Ticket]:
+        return (ticket for line in self._fresh.values() for ticket in line.values())
+
+    def _remove(self, ticket: Ticket) -> bool:
+        is_fresh = self._fresh[ticket.priority].pop(ticket.number, None) is not None
+        if not is_fresh and self._resumed[ticket.priority].pop(ticket.number, None) is None:
+            return False
+        self._fresh_count -= is_fresh
+        self._named_count -= ticket.engine is not None
+        return True
 
     def _reject(self, ticket: Ticket, reason: Reason, now_s: Seconds, estimate: Estimate) -> Refused:
         """A rejection for want of capacity: counts towards SATURATED."""
@@ -248,47 +360,23 @@ class AdmissionQueue:
         return self._refuse(ticket, reason, estimate)
 
     def _refuse(self, ticket: Ticket, reason: Reason, estimate: Estimate) -> Refused:
-        ahead = sum(len(self._classes[p]) for p in Priority if p <= ticket.priority)
+        """`retry_after_s` is the predicted drain: when those who go first will have gone."""
+        depths = self.depths()
+        ahead = sum(depths[p] for p in Priority if p <= ticket.priority)
         service_s = estimate.service_s or _UNMEASURED_SERVICE_S
         return Refused(ticket, reason, (ahead + 1) * service_s / max(1, estimate.slots))
 
-    def _is_slow(self, now_s: Seconds, estimate: Estimate) -> bool:
+    def _look(self, now_s: Seconds, estimate: Estimate) -> None:
+        self._looked_at_s = now_s
+        was_slow = self._is_slow
         shares = sorted(
-            (now_s - t.arrived_s) / max(1e-3, t.deadline_s - t.arrived_s - estimate.first_token_s)
-            for waiting in self._classes.values()
-            for t in waiting.values()
+            (now_s - t.arrived_s) / max(1e-3, t.deadline_s - t.arrived_s - estimate.needed_s(t))
+            for t in self._waiting_fresh()
         )
-        return bool(shares) and shares[len(shares) // 2] > self._settings.pressured_share
-
-
-class ServiceTimes:
-    """Recent measured times, for an `Estimate`: at most 64 (enough for a p95), and none older than `window_s`.
-
-    The window matters: one slow answer must not make an estimate that refuses every later request for ever.
-    """
-
-    def __init__(self, *, window_s: Seconds = 60.0) -> None:
-        self._window_s = window_s
-        self._samples: deque[tuple[Seconds, Seconds]] = deque(maxlen=64)
-
-    def add(self, seconds: Seconds, now_s: Seconds) -> None:
-        self._samples.append((now_s, seconds))
-
-    def p95_s(self, now_s: Seconds) -> Seconds:
-        """Nearest-rank 95th percentile; 0 if nothing was measured lately. Of fewer than 20 samples the median: their
-        p95 is their maximum, and one long prompt would refuse everyone."""
-        ranked = sorted(self._recent(now_s))
-        share = 0.95 if len(ranked) >= 20 else 0.5
-        return ranked[math.ceil(share * len(ranked)) - 1] if ranked else 0.0
-
-    def mean_s(self, now_s: Seconds) -> Seconds:
-        """0 if nothing was measured lately."""
-        recent = self._recent(now_s)
-        return sum(recent) / len(recent) if recent else 0.0
-
-    def _recent(self, now_s: Seconds) -> list[Seconds]:
-        return [seconds for at_s, seconds in self._samples if now_s - at_s <= self._window_s]
+        self._is_slow = bool(shares) and shares[len(shares) // 2] > self._settings.pressured_share
+        if self._is_slow and not was_slow:
+            self._slow_since_s = now_s
 
 
 def _is_in_time(ticket: Ticket, now_s: Seconds, estimate: Estimate) -> bool:
-    return now_s + estimate.first_token_s <= ticket.deadline_s
+    return now_s + estimate.needed_s(ticket) <= ticket.deadline_s
