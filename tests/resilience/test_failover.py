@@ -7,21 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.base.errors import ConfigError, EngineCrashed, EngineError
+from kensho.base.errors import ConfigError, EngineCrashed, EngineError, PoisonRequest
 from kensho.base.events import Event, StreamMoved
 from kensho.base.inference import Sampling
+from kensho.resilience.admission import Priority
 from kensho.resilience.circuit import BreakerSettings, Mode
-from kensho.resilience.failover import (
-    Candidate,
-    FailoverSettings,
-    Finish,
-    GiveUp,
-    StreamProgress,
-    Use,
-    generate_with_failover,
-    next_move,
-)
-from kensho.resilience.guard import Canary, Guard
+from kensho.resilience.circuit_status import CircuitStatus
+from kensho.resilience.failover import FailoverSettings, Finish, GiveUp, GoOn, StreamRecord, after_failure
+from kensho.resilience.guard import Canary
+from kensho.resilience.scheduler import Answer, Scheduler, SchedulerSettings
 from kensho.testing.clock import VirtualClock
 from kensho.testing.engine import Fault, ScriptedEngine, expected_ids
 from kensho.testing.loop import run_virtual
@@ -29,77 +23,49 @@ from kensho.testing.loop import run_virtual
 PROMPT = [3, 1, 4, 1, 5]
 TEN = Sampling(max_tokens=10)
 WHOLE = expected_ids(PROMPT, TEN)
-UP = Candidate(admits=True, is_loaded=True, is_free=True)
-BUSY = Candidate(admits=True, is_loaded=True, is_free=False)
-COLD = Candidate(admits=True, is_loaded=False, is_free=True)
-SICK = Candidate(admits=False, is_loaded=True, is_free=True)
 
 
-@pytest.mark.parametrize(
-    ("candidates", "failed", "move"),
-    [
-        ([UP, UP], None, Use(0)),
-        ([UP, UP], 0, Use(1)),
-        ([BUSY, UP], None, Use(1)),
-        ([BUSY, COLD], None, Use(0)),
-        ([BUSY, BUSY], None, Use(0)),
-        ([SICK, COLD], 0, Use(1)),
-        ([SICK, BUSY], 0, Use(1)),
-        ([UP, SICK], 0, Use(0)),
-        ([UP], 0, Use(0)),
-    ],
-)
-def test_a_stream_goes_to_the_best_engine_that_admits(candidates: list[Candidate], failed: Any, move: Use) -> None:
-    assert next_move(candidates, missing=1, moves=0, max_moves=3, failed=failed) == move
-
-
-def test_a_complete_answer_needs_no_engine() -> None:
-    assert next_move([SICK, SICK], missing=0, moves=9, max_moves=3, failed=0) == Finish()
-
-
-def test_moves_are_bounded_and_a_lack_of_engines_is_said() -> None:
-    assert isinstance(next_move([UP, UP], missing=1, moves=3, max_moves=3, failed=0), Use)
-    assert isinstance(next_move([UP, UP], missing=1, moves=4, max_moves=3, failed=0), GiveUp)
-    assert isinstance(next_move([SICK, SICK], missing=1, moves=1, max_moves=3, failed=0), GiveUp)
+def test_a_stream_goes_on_unless_it_is_complete_or_nothing_helps() -> None:
+    assert after_failure(missing=1, moves=3, max_moves=3, may_repeat=True) == GoOn()
+    assert after_failure(missing=0, moves=9, max_moves=3, may_repeat=False) == Finish()
+    assert isinstance(after_failure(missing=1, moves=4, max_moves=3, may_repeat=True), GiveUp)
+    assert isinstance(after_failure(missing=1, moves=1, max_moves=3, may_repeat=False), GiveUp)
 
 
 class World:
-    """Two scripted engines behind guards, on virtual time."""
+    """Two scripted engines behind a scheduler, on virtual time."""
 
     def __init__(self, *, clock: VirtualClock, failover: FailoverSettings, breaker: BreakerSettings) -> None:
         self.clock = clock
         self.events: list[Event] = []
         self.engines = [ScriptedEngine("primary"), ScriptedEngine("standby")]
-        self.settings = failover
-        self.progress = StreamProgress(clock.monotonic_s())
-        self.guards = [
-            Guard(
-                engine,
-                Canary([9], expected_ids([9], Sampling(max_tokens=2))),
-                model="m",
-                settings=breaker,
-                clock=clock,
-                rng=lambda: 0.5,
-                emit=self.events.append,
-                on_change=lambda: None,
-            )
-            for engine in self.engines
-        ]
-
-    def stream(self, sampling: Sampling = TEN) -> AsyncGenerator[int, None]:
-        self.progress = StreamProgress(self.clock.monotonic_s())
-        return generate_with_failover(
-            self.guards,
-            PROMPT,
-            sampling,
-            progress=self.progress,
-            settings=self.settings,
-            clock=self.clock,
+        self.answer: Answer | None = None
+        self.scheduler = Scheduler(
+            *self.engines,
+            model="m",
+            version="1",
+            tier_of=str,
+            canary=Canary([9], expected_ids([9], Sampling(max_tokens=2))),
+            settings=SchedulerSettings(failover=failover, breaker=breaker),
+            clock=clock,
+            rng=lambda: 0.5,
             emit=self.events.append,
         )
 
-    async def collect(self, sampling: Sampling = TEN) -> list[int]:
-        return [token async for token in self.stream(sampling)]
+    def circuit(self) -> CircuitStatus:
+        return self.scheduler.snapshot().circuits["primary"]
+
+    def stream(self, sampling: Sampling = TEN, priority: Priority = Priority.NORMAL) -> AsyncGenerator[int, None]:
+        self.answer = self.scheduler.submit(PROMPT, sampling, priority=priority)
+        return self.answer.__aiter__()
+
+    @property
+    def record(self) -> StreamRecord:
+        assert self.answer
+        return self.answer.record
+
+    async def collect(self, sampling: Sampling = TEN, priority: Priority = Priority.NORMAL) -> list[int]:
+        return [token async for token in self.stream(sampling, priority)]
 
     def moves(self) -> list[StreamMoved]:
         return [event for event in self.events if isinstance(event, StreamMoved)]
@@ -107,16 +73,14 @@ class World:
 
 def in_world(use: Any, *, failover: FailoverSettings | None = None, breaker: BreakerSettings | None = None) -> Any:
     async def main() -> Any:
-        world = World(clock=clock, failover=failover or FailoverSettings(), breaker=breaker or BreakerSettings())
-        try:
-            for guard in world.guards:
-                async with guard.lane:
-                    await guard.start()
-            return await use(world)
-        finally:
-            for guard in world.guards:
-                await guard.close()
-            assert asyncio.all_tasks() == {asyncio.current_task()}
+        world = World(
+            clock=clock, failover=failover or FailoverSettings(), breaker=breaker or BreakerSettings(ramp_s=0.0)
+        )
+        async with world.scheduler:
+            await asyncio.sleep(1.0)
+            result = await use(world)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
 
     clock = VirtualClock()
     return run_virtual(main(), clock=clock)
@@ -147,12 +111,12 @@ def test_for_any_schedule_of_failures_the_reader_sees_the_undisturbed_ids(
                 async for token in world.stream():
                     got.append(token)
                     await asyncio.sleep(pauses[len(got) - 1] if len(got) <= len(pauses) else 0.0)
-            except EngineError:
+            except (EngineError, PoisonRequest):
                 assert got == WHOLE[: len(got)]
             else:
                 assert got == WHOLE
-            assert world.progress.record.tokens == len(got)
-            assert not any(guard.lane.locked() and guard.admits for guard in world.guards)
+            assert world.record.tokens == len(got)
+            assert world.scheduler.snapshot().running == 0
             await asyncio.sleep(30.0)
 
     in_world(use)
@@ -166,7 +130,7 @@ def test_a_crash_at_any_token_costs_one_move_and_one_prefill(at_token: int) -> N
         (moved,) = world.moves()
         assert (moved.from_engine, moved.to_engine, moved.accepted) == ("primary", "standby", at_token)
         assert moved.gap_ms == pytest.approx((0.02 + 0.01) * 1e3 + (20 if at_token == 0 else 0), abs=0.01)
-        record = world.progress.record
+        record = world.record
         assert (record.engine, record.tokens, record.failovers) == ("standby", 10, 1)
         assert record.gap_ms == moved.gap_ms
 
@@ -176,7 +140,7 @@ def test_a_crash_at_any_token_costs_one_move_and_one_prefill(at_token: int) -> N
 def test_an_undisturbed_stream_measures_itself() -> None:
     async def use(world: World) -> None:
         assert await world.collect() == WHOLE
-        record = world.progress.record
+        record = world.record
         assert (record.engine, record.tokens, record.failovers, record.gap_ms) == ("primary", 10, 0, 0.0)
         assert record.first_token_ms == pytest.approx(30.0)
         assert record.tokens_per_second == pytest.approx(100.0)
@@ -193,7 +157,7 @@ def test_a_hang_is_ended_by_the_watch_and_the_reader_waits_no_longer_than_its_bu
         assert moved.reason == "engine_hung"
         assert moved.gap_ms == pytest.approx((0.5 + 0.03) * 1e3)
         assert world.engines[0].kills >= 1
-        assert world.guards[0].snapshot().mode is not Mode.CLOSED
+        assert world.circuit().mode is not Mode.CLOSED
 
     in_world(use, failover=FailoverSettings(token_s=0.5))
 
@@ -240,15 +204,17 @@ def test_a_crash_before_the_stop_id_ends_the_stream_on_the_other_engine() -> Non
 
 def test_without_any_engine_the_reader_is_told_which_ones_and_when() -> None:
     async def use(world: World) -> None:
-        world.engines[0].inject(Fault("crash", 2))
-        world.engines[1].inject(Fault("crash", 1))
         got = []
         with pytest.raises(EngineError) as caught:
             async for token in world.stream():
                 got.append(token)
+                if len(got) == 3:
+                    for engine in world.engines:
+                        engine.refuse_starts(9)
+                        engine.die()
         assert got == WHOLE[:3]
-        assert "primary is RESTARTING" in caught.value.message
-        assert "standby is RESTARTING" in caught.value.message
+        assert "primary is HARD_OPEN" in caught.value.message
+        assert "standby is HARD_OPEN" in caught.value.message
         assert caught.value.advice
         assert isinstance(caught.value.__cause__, EngineCrashed)
 
@@ -271,7 +237,7 @@ def test_a_success_between_two_failures_keeps_the_circuit_closed() -> None:
         world.engines[0].inject(*[Fault("nan", 0), None] * 5)
         for _ in range(10):
             assert await world.collect() == WHOLE
-        seen = world.guards[0].snapshot()
+        seen = world.circuit()
         assert (seen.mode, seen.counters.successes, seen.counters.failures) == (Mode.CLOSED, 5, 5)
 
     in_world(use)
@@ -279,12 +245,13 @@ def test_a_success_between_two_failures_keeps_the_circuit_closed() -> None:
 
 def test_a_reader_that_leaves_is_not_the_engines_failure() -> None:
     async def use(world: World) -> None:
+        before = world.circuit().counters.cancelled
         for _ in range(10):
             async with aclosing(world.stream()) as ids:
                 assert await anext(ids) == WHOLE[0]
-        seen = world.guards[0].snapshot()
-        assert (seen.mode, seen.counters.cancelled, seen.counters.failures) == (Mode.CLOSED, 10, 0)
-        assert not world.guards[0].lane.locked()
+        seen = world.circuit()
+        assert (seen.mode, seen.counters.cancelled - before, seen.counters.failures) == (Mode.CLOSED, 10, 0)
+        assert world.scheduler.snapshot().running == 0
 
     in_world(use)
 
@@ -296,10 +263,9 @@ def test_a_request_that_no_engine_could_answer_is_not_the_engines_failure() -> N
             yield 0
 
     async def use(world: World) -> None:
-        world.guards[0].engine = Picky("primary")
-        await world.guards[0].engine.start()
+        world.engines[0].__class__ = Picky
         with pytest.raises(ConfigError):
             await world.collect()
-        assert world.guards[0].snapshot().counters.failures == 0
+        assert world.circuit().counters.failures == 0
 
     in_world(use)

@@ -5,7 +5,8 @@ import pytest
 
 from kensho.base.errors import EngineError, Overloaded
 from kensho.base.events import AdmissionChanged, Event, RequestRejected
-from kensho.resilience.admission import AdmissionSettings, Level, Priority
+from kensho.resilience.admission import AdmissionSettings, Candidate, Level, Priority
+from kensho.resilience.estimate import Times, Work
 from kensho.resilience.intake import Intake
 from kensho.testing.clock import VirtualClock
 from kensho.testing.loop import run_virtual
@@ -15,17 +16,26 @@ class Desk:
     def __init__(self, clock: VirtualClock, settings: AdmissionSettings) -> None:
         self.clock = clock
         self.slots = 1
+        self.is_hopeless = True
         self.events: list[Event] = []
-        self.intake = Intake(settings, model="m", slots=lambda: self.slots, clock=clock, emit=self.events.append)
+        self.intake = Intake(
+            settings,
+            model="m",
+            candidates=lambda: tuple(Candidate(f"engine-{i}", Times()) for i in range(self.slots)),
+            is_free=lambda _: True,
+            is_hopeless=lambda: self.is_hopeless,
+            clock=clock,
+            emit=self.events.append,
+        )
 
     async def work(self, seconds: float, priority: Priority = Priority.NORMAL, within_s: float = 1000.0) -> float:
         """When the turn came."""
-        await self.intake.wait_for_turn(priority, self.clock.monotonic_s() + within_s)
+        turn = await self.intake.wait_for_turn(priority, self.clock.monotonic_s() + within_s)
         began = self.clock.monotonic_s()
         try:
             await asyncio.sleep(seconds)
         finally:
-            self.intake.end_turn(seconds)
+            self.intake.give_back(turn)
         return began
 
 
@@ -34,6 +44,8 @@ def at_desk(use: Any, **settings: Any) -> Desk:
         await use(desk)
 
     clock = VirtualClock(start_s=0.0)
+    if "bound" in settings:
+        settings |= {"bound_least": settings["bound"], "bound_most": settings["bound"]}
     desk = Desk(clock, AdmissionSettings(**settings))
     run_virtual(main(), clock=clock)
     return desk
@@ -53,10 +65,10 @@ def test_never_more_run_than_there_are_slots_and_new_slots_are_used_at_once() ->
 
 def test_a_cancel_at_the_very_moment_of_the_turn_gives_the_slot_back() -> None:
     async def use(desk: Desk) -> None:
-        await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0)
+        turn = await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0)
         second = asyncio.create_task(desk.work(5.0))
         await asyncio.sleep(1.0)
-        desk.intake.end_turn(1.0)
+        desk.intake.give_back(turn)
         assert desk.intake.running == 1  # the second has its turn, but has not run yet
         second.cancel()
         await asyncio.wait({second})
@@ -102,5 +114,83 @@ def test_closing_answers_those_who_wait_and_those_who_come() -> None:
             with pytest.raises(EngineError, match="closing"):
                 await late
         assert await running == 0.0
+
+    at_desk(use)
+
+
+def test_an_urgent_request_asks_the_youngest_low_turn_to_stop_and_only_one_for_each() -> None:
+    async def use(desk: Desk) -> None:
+        desk.slots = 2
+        cuts: list[str] = []
+        turns = {}
+        for name in ("older", "younger"):
+            turns[name] = await desk.intake.wait_for_turn(Priority.LOW, 1000.0)
+            turns[name].cut = lambda name=name: cuts.append(name)
+            await asyncio.sleep(1.0)
+        normal = asyncio.create_task(desk.work(1.0))
+        await asyncio.sleep(1.0)
+        assert cuts == []
+        urgent = asyncio.create_task(desk.work(1.0, Priority.CRITICAL))
+        await asyncio.sleep(1.0)
+        assert cuts == ["younger"]
+        desk.intake.give_back(turns["younger"])
+        again = asyncio.create_task(desk.intake.wait_again(turns["younger"], float("inf"), Work(9)))
+        assert await urgent == 4.0
+        await normal
+        assert (await again).ticket.work == Work(9)
+
+    at_desk(use)
+
+
+def test_whoever_gives_back_twice_frees_one_engine_once() -> None:
+    async def use(desk: Desk) -> None:
+        turn = await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0)
+        desk.intake.give_back(turn)
+        other = asyncio.create_task(desk.work(5.0))
+        await asyncio.sleep(1.0)
+        desk.intake.give_back(turn)
+        assert desk.intake.running == 1
+        await other
+
+    at_desk(use)
+
+
+def test_without_an_engine_those_who_wait_are_told_unless_one_is_coming() -> None:
+    async def use(desk: Desk) -> None:
+        desk.slots, desk.is_hopeless = 0, False
+        waiting = asyncio.create_task(desk.intake.wait_for_turn(Priority.NORMAL, 1000.0))
+        await asyncio.sleep(5.0)
+        assert not waiting.done()
+        desk.is_hopeless = True
+        desk.intake.pump()
+        assert (await waiting).engine is None
+
+    at_desk(use)
+
+
+def test_one_who_wants_an_engine_that_is_gone_is_told_and_holds_up_nobody() -> None:
+    async def use(desk: Desk) -> None:
+        desk.slots = 2
+        assert (await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0, engine="engine-1")).engine == "engine-1"
+        waiting = asyncio.create_task(desk.intake.wait_for_turn(Priority.HIGH, 1000.0, engine="engine-1"))
+        await asyncio.sleep(1.0)
+        assert (await desk.intake.wait_for_turn(Priority.LOW, 1000.0)).engine == "engine-0"
+        desk.slots = 1
+        desk.intake.pump()
+        assert (await waiting).engine is None
+
+    at_desk(use)
+
+
+def test_a_second_engine_is_claimed_only_while_nobody_waits() -> None:
+    async def use(desk: Desk) -> None:
+        desk.slots = 2
+        turn = await desk.intake.wait_for_turn(Priority.CRITICAL, 1000.0)
+        second = desk.intake.claim(turn)
+        assert second is not None
+        assert second.engine == "engine-1"
+        assert desk.intake.claim(turn) is None
+        desk.intake.give_back(second)
+        assert desk.intake.running == 1
 
     at_desk(use)

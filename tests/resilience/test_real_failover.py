@@ -92,7 +92,7 @@ async def opened(graph: LoadedGraph, story: Story) -> AsyncIterator[tuple[Schedu
         version="1",
         tier_of=lambda _: "mapped",
         canary=Canary(PROMPT),
-        settings=SchedulerSettings(breaker=BreakerSettings(restart_open_s=0.1)),
+        settings=SchedulerSettings(breaker=BreakerSettings(restart_open_s=0.1, ramp_s=0.0)),
         clock=clock,
         rng=random.Random(1).random,
         emit=story.emit,

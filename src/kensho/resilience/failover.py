@@ -4,21 +4,25 @@ When an engine fails in mid-stream, another one gets prompt + accepted ids in on
 draw at each position depends on (seed, position) alone, nothing else has to travel. What the second engine says after
 the accepted prefix is its own opinion: the same for the same arithmetic, and possibly other words for other.
 
-`next_move` decides, purely; `generate_with_failover` acts. A client that goes away is no failure of the engine.
+`after_failure` decides, purely; `use_engine` is one engine's part of a stream, and `hedged` two engines' race for its
+first token. A client that goes away is no failure of the engine.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import assert_never
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import EngineError, EngineHung
-from kensho.base.events import Emit, StreamMoved
+from kensho.base.events import StreamMoved
 from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct
 from kensho.resilience.classify import FailureClass, classify
+from kensho.resilience.estimate import EngineTimes
 from kensho.resilience.guard import Guard
+
+Part = tuple[str, int]
+"""(engine, token id)"""
 
 
 class FailoverSettings(Struct):
@@ -30,20 +34,18 @@ class FailoverSettings(Struct):
     prefill_id_s: Seconds = 0.01
     """Ten times what 270 M parameters take for one id on one slow core."""
     token_s: Seconds = 5.0
-    """Longest silence between two tokens. Guess; a host with a budget of its own may be quicker."""
+    """Longest silence between two tokens, until the engine's own pace is known (`silence.py`). Guess."""
+    retry_share: float = 0.2
+    """Of all calls: how many may be made again although the engine that failed still takes requests. One whose circuit
+    has opened is left for another without limit: that is no storm."""
+    hedge_share: float = 0.05
+    """Of CRITICAL calls: how many may run on a second engine too when the first is late; 0 = none."""
+    hedge_after: float = 3.0
+    """Late: that many times its p95 to the first token."""
 
 
-class Candidate(Struct):
-    """One engine as a stream sees it, in order of preference."""
-
-    admits: bool
-    is_loaded: bool
-    """It was up at least once: using it does not begin with a load."""
-    is_free: bool
-
-
-class Use(Struct):
-    index: int
+class GoOn(Struct):
+    """Another engine, or the same one after others, makes the rest."""
 
 
 class Finish(Struct):
@@ -54,24 +56,20 @@ class GiveUp(Struct):
     reason: str
 
 
-Move = Use | Finish | GiveUp
+Move = GoOn | Finish | GiveUp
 
 
-def next_move(candidates: Sequence[Candidate], *, missing: int, moves: int, max_moves: int, failed: int | None) -> Move:
-    """Where a stream goes next. Pure.
+def after_failure(*, missing: int, moves: int, max_moves: int, may_repeat: bool) -> Move:
+    """What becomes of a stream whose engine failed. Pure.
 
-    `missing`: tokens still to make (max_tokens - accepted). `failed`: index of the engine that just failed, None at
-    the beginning. Order: others before the one that just failed, loaded engines before
-    those that are not, free ones before busy ones.
+    `missing`: tokens still to make (max_tokens - accepted). `moves`: failures so far, this one included. `may_repeat`:
+    the engine's circuit has opened, or the budget of repetitions allows one.
     """
     if missing <= 0:
         return Finish()
     if moves > max_moves:
         return GiveUp(f"the stream lost its engine {moves} times")
-    open_to_it = [i for i, candidate in enumerate(candidates) if candidate.admits]
-    if not open_to_it:
-        return GiveUp("no engine can take it now")
-    return Use(min(open_to_it, key=lambda i: (i == failed, not candidates[i].is_loaded, not candidates[i].is_free, i)))
+    return GoOn() if may_repeat else GiveUp("too many calls had to be repeated lately")
 
 
 class StreamRecord(Struct):
@@ -86,6 +84,10 @@ class StreamRecord(Struct):
     first_token_ms: float
     tokens_per_second: float
     """After the first token; 0 for fewer than two."""
+    pauses: int = 0
+    """How often it was interrupted, for an urgent request or because its reader did not read."""
+    is_hedged: bool = False
+    """A second engine was asked too, since the first was late."""
 
 
 class StreamProgress:
@@ -100,12 +102,17 @@ class StreamProgress:
         self._failovers = 0
         self._gap_ms = 0.0
         self._lost: tuple[str, EngineError, Seconds] | None = None
+        self.pauses = 0
+        self.is_hedged = False
 
-    def token_made(self, engine: str, now_s: Seconds) -> None:
+    def token_made(self, engine: str, now_s: Seconds) -> StreamMoved | None:
+        """What to tell, if the stream had been lost and goes on with this token."""
+        moved = self.resumed(engine, now_s)
         if self._tokens == 0:
             self._first_s = now_s
         self._engine, self._last_s = engine, now_s
         self._tokens += 1
+        return moved
 
     def lost(self, engine: str, why: EngineError, silent_since_s: Seconds) -> None:
         """The engine failed. Of several failures without a token between them the first began the silence."""
@@ -113,7 +120,7 @@ class StreamProgress:
         self._lost = (engine, why, self._lost[2] if self._lost else silent_since_s)
 
     def resumed(self, engine: str, now_s: Seconds) -> StreamMoved | None:
-        """The stream goes on. What to tell, if it had been lost."""
+        """The stream goes on, or has found its end on another engine. What to tell, if it had been lost."""
         if self._lost is None:
             return None
         lost_engine, why, silent_since_s = self._lost
@@ -125,6 +132,10 @@ class StreamProgress:
         )
 
     @property
+    def failovers(self) -> int:
+        return self._failovers
+
+    @property
     def record(self) -> StreamRecord:
         streaming_s = self._last_s - self._first_s
         return StreamRecord(
@@ -134,71 +145,121 @@ class StreamProgress:
             gap_ms=self._gap_ms,
             first_token_ms=(self._first_s - self._began_s) * 1e3,
             tokens_per_second=(self._tokens - 1) / streaming_s if streaming_s > 0 else 0.0,
+            pauses=self.pauses,
+            is_hedged=self.is_hedged,
         )
 
 
-async def generate_with_failover(
-    guards: Sequence[Guard],
+class EngineLost(Exception):  # not an error: the stream may go on elsewhere
+    """An engine's part of a stream ended in a failure. Its circuit was told."""
+
+    def __init__(self, engine: str, why: EngineError, silent_since_s: Seconds, *, was_working: bool) -> None:
+        super().__init__(str(why))
+        self.engine = engine
+        self.why = why
+        self.silent_since_s = silent_since_s
+        self.was_working = was_working
+        """It had the request in hand: it may have died of it."""
+
+
+async def use_engine(
+    guard: Guard,
     prompt_ids: Sequence[int],
+    accepted_ids: Sequence[int],
     sampling: Sampling,
     *,
-    progress: StreamProgress,
+    times: EngineTimes,
     settings: FailoverSettings,
     clock: Clock,
-    emit: Emit,
-) -> AsyncGenerator[int, None]:
-    """Token ids of the answer, from the first of `guards` (in order of preference) that can make them.
+) -> AsyncGenerator[Part, None]:
+    """One engine's part of a stream: (engine, token id) after prompt + accepted. What it takes goes into `times`.
 
-    Raises EngineError when no engine is left. Closing it cancels the engine's work and counts as nobody's failure.
+    Raises EngineLost, also when its circuit no longer admits. Closing it cancels the engine's work within one step and
+    counts as nobody's failure.
     """
-    accepted: list[int] = []
-    failed: int | None = None
-    why: EngineError | None = None
+    known, silence, first_s = len(prompt_ids) + len(accepted_ids), guard.silence, 0.0
+    async with guard.lane:
+        permit = guard.admit()
+        if permit is None:  # its circuit opened while the lane was awaited
+            why = EngineError(f"engine {guard.name} takes no requests now", advice="another engine may")
+            raise EngineLost(guard.name, why, clock.monotonic_s(), was_working=False)
+        watch = _Watch(guard.engine, clock)
+        is_working, made = False, 0
+        try:
+            await guard.start()
+            is_working = True
+            watch.expect(silence.first_token_s(known, settings.first_token_s + settings.prefill_id_s * known))
+            async with aclosing(guard.engine.generate(prompt_ids, tuple(accepted_ids), sampling)) as ids:
+                while (token := await anext(ids, None)) is not None:
+                    now_s = watch.pause()
+                    took_s = now_s - watch.since_s
+                    if made:
+                        times.stepped(took_s, now_s)
+                        silence.gap(took_s)
+                    else:
+                        first_s = now_s
+                        times.prefilled(known, took_s, now_s)
+                        silence.first(took_s, known)
+                    made += 1
+                    yield guard.name, token
+                    watch.expect(silence.token_s(settings.token_s))
+        except EngineError as error:
+            why = watch.explain(error)
+            guard.failed(permit, classify(why) or FailureClass.UNKNOWN)
+            raise EngineLost(guard.name, why, watch.since_s, was_working=is_working) from error
+        except BaseException:
+            guard.cancelled(permit)
+            raise
+        else:
+            guard.succeeded(permit, (watch.since_s - first_s) / (made - 1) if made > 1 else None)
+        finally:
+            watch.close()
+
+
+async def hedged(
+    first: AsyncGenerator[Part, None],
+    second: Callable[[], AsyncGenerator[Part, None] | None],
+    after_s: Seconds,
+) -> AsyncGenerator[Part, None]:
+    """The parts of `first`, or of what `second` gives if that has a token sooner. `second` is asked once, after
+    `after_s` without a token, and may answer None. The loser is closed before the first token is given out.
+
+    Raises EngineLost if nobody is left.
+    """
+    runners: dict[asyncio.Future[Part | None], AsyncGenerator[Part, None]]
+    runners = {asyncio.ensure_future(anext(first, None)): first}
+    try:
+        await asyncio.wait(runners, timeout=after_s)
+        if not any(task.done() for task in runners) and (other := second()) is not None:
+            runners[asyncio.ensure_future(anext(other, None))] = other
+        winner, part = await _first_part(runners)
+        for task, stream in list(runners.items()):
+            if stream is not winner:
+                await _stop(task, stream)
+        while part is not None:
+            yield part
+            part = await anext(winner, None)
+    finally:
+        for task, stream in runners.items():
+            await _stop(task, stream)
+
+
+async def _first_part(
+    runners: dict["asyncio.Future[Part | None]", AsyncGenerator[Part, None]],
+) -> tuple[AsyncGenerator[Part, None], Part | None]:
+    running = set(runners)
     while True:
-        missing = sampling.max_tokens - len(accepted)
-        index = _choose(
-            guards,
-            missing=missing,
-            moves=progress.record.failovers,
-            max_moves=settings.max_moves,
-            failed=failed,
-            why=why,
-        )
-        if index is None:
-            return
-        guard = guards[index]
-        async with guard.lane:
-            permit = guard.admit()
-            if permit is None:  # its circuit opened while the lane was awaited
-                continue
-            watch = _Watch(guard.engine, clock)
-            try:
-                await guard.start()
-                prefill_s = settings.prefill_id_s * (len(prompt_ids) + len(accepted))
-                watch.expect(settings.first_token_s + prefill_s)
-                async with aclosing(guard.engine.generate(prompt_ids, tuple(accepted), sampling)) as ids:
-                    while (token := await anext(ids, None)) is not None:
-                        now_s = watch.pause()
-                        if moved := progress.resumed(guard.name, now_s):
-                            emit(moved)
-                        progress.token_made(guard.name, now_s)
-                        accepted.append(token)
-                        yield token
-                        watch.expect(settings.token_s)
-                if moved := progress.resumed(guard.name, clock.monotonic_s()):
-                    emit(moved)
-            except EngineError as error:
-                failed, why = index, watch.explain(error)
-                progress.lost(guard.name, why, watch.since_s)
-                guard.failed(permit, classify(why) or FailureClass.UNKNOWN)
-            except BaseException:
-                guard.cancelled(permit)
-                raise
-            else:
-                guard.succeeded(permit)
-                return
-            finally:
-                watch.close()
+        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in sorted(done, key=lambda task: task.exception() is not None):
+            if not isinstance(task.exception(), EngineLost) or not running:
+                return runners[task], task.result()
+
+
+async def _stop(task: "asyncio.Future[Part | None]", stream: AsyncGenerator[Part, None]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    await stream.aclose()
 
 
 class _Watch:
@@ -225,7 +286,7 @@ class _Watch:
             self._timer = loop.call_later(within_s, self._look)
 
     def pause(self) -> Seconds:
-        """A token came; how long its reader takes is not the engine's fault. Returns the moment."""
+        """A token came; what is done with it is not the engine's fault. Returns the moment."""
         self._deadline_s = None
         return self._clock.monotonic_s()
 
@@ -254,24 +315,8 @@ class _Watch:
             self._killing = asyncio.create_task(self._engine.kill())
 
 
-def _choose(
-    guards: Sequence[Guard], *, missing: int, moves: int, max_moves: int, failed: int | None, why: EngineError | None
-) -> int | None:
-    """Index of the guard to use; None: the answer is complete. Raises EngineError."""
-    seen = [Candidate(guard.admits, guard.was_started, not guard.lane.locked()) for guard in guards]
-    move = next_move(seen, missing=missing, moves=moves, max_moves=max_moves, failed=failed)
-    match move:
-        case Use(index):
-            return index
-        case Finish():
-            return None
-        case GiveUp(reason):
-            raise _nobody(guards, reason) from why
-        case _:
-            assert_never(move)
-
-
-def _nobody(guards: Sequence[Guard], reason: str) -> EngineError:
+def nobody_left(guards: Sequence[Guard], reason: str) -> EngineError:
+    """The last word about a stream that no engine takes: which ones, why, and when to come back."""
     states = [(guard.name, guard.snapshot()) for guard in guards]
     waits = [seen.leaves_in_s for _, seen in states if seen.leaves_in_s is not None]
     back = f"try again in {max(1.0, min(waits)):.0f} s" if waits else "see `kensho status`"

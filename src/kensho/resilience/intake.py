@@ -1,7 +1,8 @@
 """Requests wait here until an engine is free for them: the shell around `admission.AdmissionQueue`.
 
-Whoever returns from `wait_for_turn` holds one slot and gives it back with `end_turn`, exactly once. A request that
-is refused, late or evicted while it waits gets the reason as an exception; a cancelled one leaves in O(1).
+Whoever gets a `Turn` holds its engine and gives it back with `give_back`, exactly once. A request that is refused, late
+or evicted while it waits gets the reason as an exception; a cancelled one leaves in O(1). When somebody urgent waits
+and no engine is free, a LOW turn is asked to stop (`Turn.cut`): it gives back, and waits again with `wait_again`.
 """
 
 import asyncio
@@ -10,15 +11,18 @@ from collections.abc import Callable, Sequence
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import KenshoError
 from kensho.base.events import AdmissionChanged, Emit, RequestRejected
+from kensho.base.structs import Struct
 from kensho.resilience.admission import (
     AdmissionQueue,
     AdmissionSettings,
+    Candidate,
     Estimate,
     Level,
     Priority,
     Refused,
-    ServiceTimes,
+    Ticket,
 )
+from kensho.resilience.estimate import ONE, RecentTimes, Work
 
 _NEXT_STEPS = {
     Level.NORMAL: "everything is taken in",
@@ -27,30 +31,54 @@ _NEXT_STEPS = {
 }
 
 _LOOK_AGAIN_S = 1.0  # the level also falls when nothing happens; it is announced at most this late
+_LEAST_WAIT_S = 0.001  # between two looks at a deadline, since loops may call a hair too early
+
+
+class Turn(Struct, frozen=False, eq=False):
+    """The right to use one engine."""
+
+    ticket: Ticket
+    engine: str | None
+    """None: no engine takes requests now; whoever gets this says so to its client."""
+    began_s: Seconds
+    cut: Callable[[], None] | None = None
+    """Set by the holder if it can be interrupted; called at most once."""
+    is_cut: bool = False
 
 
 class Intake:
-    """`slots` says how many requests may run at once now; call `pump` when its answer may have grown."""
+    """`candidates` gives the engines that take requests now, best first, with their times; `is_free` says whether one
+    is idle; `is_hopeless`, when there is none, whether waiting is of no use. Call `pump` when an answer may have
+    changed."""
 
     def __init__(
-        self, settings: AdmissionSettings, *, model: str, slots: Callable[[], int], clock: Clock, emit: Emit
+        self,
+        settings: AdmissionSettings,
+        *,
+        model: str,
+        candidates: Callable[[], tuple[Candidate, ...]],
+        is_free: Callable[[str], bool],
+        is_hopeless: Callable[[], bool],
+        clock: Clock,
+        emit: Emit,
     ) -> None:
         self._queue = AdmissionQueue(settings)
         self._model = model
-        self._slots = slots
+        self._candidates = candidates
+        self._is_free = is_free
+        self._is_hopeless = is_hopeless
         self._clock = clock
         self._emit = emit
-        self._turns: dict[int, asyncio.Future[None]] = {}
-        self._running = 0
-        self._first_token_times = ServiceTimes()
-        self._service_times = ServiceTimes()
+        self._waiting: dict[int, asyncio.Future[Turn]] = {}
+        self._turns: set[Turn] = set()
+        self._service_times = RecentTimes()
         self._level = Level.NORMAL
         self._level_timer: asyncio.TimerHandle | None = None
         self._closed: KenshoError | None = None
 
     @property
     def running(self) -> int:
-        return self._running
+        return len(self._turns)
 
     @property
     def level(self) -> Level:
@@ -60,53 +88,65 @@ class Intake:
         return self._queue.depths()
 
     def estimate(self) -> Estimate:
-        now_s = self._clock.monotonic_s()
-        return Estimate(self._first_token_times.p95_s(now_s), self._service_times.mean_s(now_s), self._slots())
+        now_s, candidates, times = self._clock.monotonic_s(), self._candidates(), self._service_times
+        return Estimate(candidates, times.mean(now_s), times.p95(now_s), max(1, len(candidates)))
 
-    async def wait_for_turn(self, priority: Priority, deadline_s: Seconds) -> None:
-        """Returns with a slot taken. Raises Overloaded or DeadlineMissed, and after `close` the error given there."""
+    async def wait_for_turn(
+        self, priority: Priority, deadline_s: Seconds, work: Work = ONE, engine: str | None = None
+    ) -> Turn:
+        """Returns with a turn held. Raises Overloaded or DeadlineMissed, and after `close` the error given there.
+
+        `engine`: the only one that may serve it.
+        """
         if self._closed:
             raise self._closed
         now_s = self._clock.monotonic_s()
-        ticket, refused = self._queue.offer(priority, deadline_s, now_s, self.estimate())
-        turn = self._turns[ticket.number] = asyncio.get_running_loop().create_future()
-        self._refuse(refused)
+        ticket, refused = self._queue.offer(priority, deadline_s, now_s, self.estimate(), work=work, engine=engine)
+        return await self._wait(ticket, refused)
+
+    async def wait_again(self, turn: Turn, deadline_s: Seconds, work: Work, *, avoids: str = "") -> Turn:
+        """After `give_back`, for a request that is not done. Never refused, unless `deadline_s` is finite."""
+        if self._closed:
+            raise self._closed
+        ticket = self._queue.resume(turn.ticket, deadline_s, work, self._clock.monotonic_s(), avoids=avoids)
+        return await self._wait(ticket, [])
+
+    def claim(self, turn: Turn) -> Turn | None:
+        """A second engine for the holder of `turn`, if one is idle and nobody waits for it."""
+        ticket = turn.ticket
+        if self._closed or len(self._queue):
+            return None
+        free = (
+            one.engine
+            for one in self._free()
+            if ticket.may_use(one.engine, has_others=False) and one.engine != turn.engine
+        )
+        engine = next(free, None)
+        return None if engine is None else self._begin(ticket, engine)
+
+    def give_back(self, turn: Turn) -> None:
+        """The engine is free again. Idempotent."""
+        if turn not in self._turns:
+            return
+        self._turns.remove(turn)
+        now_s = self._clock.monotonic_s()
+        if turn.engine is not None:
+            self._service_times.add(now_s - turn.began_s, now_s)
         self.pump()
-        try:
-            if not turn.done():
-                await asyncio.wait({turn}, timeout=deadline_s - now_s)
-        except asyncio.CancelledError:
-            if not turn.done():
-                self._turns.pop(ticket.number)
-                self._queue.cancel(ticket)
-            elif turn.exception() is None:
-                self._free()
-            raise
-        if not turn.done():
-            expired = self._queue.expire(ticket, self._clock.monotonic_s(), self.estimate())
-            self._refuse([expired] if expired else [])
-        turn.result()
-
-    def first_token_came(self, after_s: Seconds) -> None:
-        """Of a request that nothing disturbed: how long it took from its turn to its first token."""
-        self._first_token_times.add(after_s, self._clock.monotonic_s())
-
-    def end_turn(self, after_s: Seconds) -> None:
-        """The slot is free again, after having been held for `after_s`."""
-        self._service_times.add(after_s, self._clock.monotonic_s())
-        self._free()
 
     def pump(self) -> None:
-        """Give free slots to those who wait."""
+        """Give free engines to those who wait."""
         if self._closed:
             return
-        while self._running < self._slots():
-            ticket, refused = self._queue.take(self._clock.monotonic_s(), self.estimate())
-            self._refuse(refused)
-            if ticket is None:
-                break
-            self._running += 1
-            self._turns.pop(ticket.number).set_result(None)
+        estimate = self.estimate()
+        if not estimate.candidates and len(self._queue) and self._is_hopeless():
+            while self._start_one(estimate, None):
+                pass  # each is told that there is no engine
+        for one in self._free():
+            self._start_one(estimate, one.engine)
+        while (stranded := self._queue.take_stranded(estimate)) is not None:
+            self._start(stranded, None)
+        self._cut_low()
         self._note_level()
 
     def close(self, error: KenshoError) -> None:
@@ -114,23 +154,73 @@ class Intake:
         self._closed = error
         if self._level_timer:
             self._level_timer.cancel()
-        for turn in self._turns.values():
+        for turn in self._waiting.values():
             turn.set_exception(error)
-        self._turns.clear()
+        self._waiting.clear()
 
-    def _free(self) -> None:
-        self._running -= 1
+    async def _wait(self, ticket: Ticket, refused: Sequence[Refused]) -> Turn:
+        future = self._waiting[ticket.number] = asyncio.get_running_loop().create_future()
+        self._refuse(refused)
         self.pump()
+        try:
+            while not future.done():
+                now_s, estimate = self._clock.monotonic_s(), self.estimate()
+                left_s = ticket.deadline_s - estimate.needed_s(ticket) - now_s
+                if left_s <= 0:
+                    expired = self._queue.expire(ticket, now_s, estimate)
+                    self._refuse([expired] if expired else [])
+                    self._note_level()
+                else:
+                    left = None if left_s == float("inf") else max(left_s, _LEAST_WAIT_S)
+                    await asyncio.wait({future}, timeout=left)
+        except asyncio.CancelledError:
+            if not future.done():
+                self._waiting.pop(ticket.number)
+                self._queue.cancel(ticket)
+            elif future.exception() is None:
+                self.give_back(future.result())
+            raise
+        turn: Turn = future.result()
+        return turn
+
+    def _free(self) -> list[Candidate]:
+        held = {turn.engine for turn in self._turns}
+        return [one for one in self._candidates() if one.engine not in held and self._is_free(one.engine)]
+
+    def _start_one(self, estimate: Estimate, engine: str | None) -> bool:
+        ticket, refused = self._queue.take(self._clock.monotonic_s(), estimate, engine)
+        self._refuse(refused)
+        if ticket is None:
+            return False
+        self._start(ticket, engine)
+        return True
+
+    def _start(self, ticket: Ticket, engine: str | None) -> None:
+        self._waiting.pop(ticket.number).set_result(self._begin(ticket, engine))
+
+    def _begin(self, ticket: Ticket, engine: str | None) -> Turn:
+        turn = Turn(ticket, engine, self._clock.monotonic_s())
+        self._turns.add(turn)
+        return turn
+
+    def _cut_low(self) -> None:
+        """The youngest LOW turns make room for the urgent who wait, one each."""
+        urgent = self._queue.urgent_count() - sum(turn.is_cut for turn in self._turns)
+        low = [turn for turn in self._turns if turn.ticket.priority is Priority.LOW and turn.cut and not turn.is_cut]
+        for turn in sorted(low, key=lambda turn: -turn.began_s)[: max(0, urgent)]:
+            turn.is_cut = True
+            if turn.cut:
+                turn.cut()
 
     def _refuse(self, refused: Sequence[Refused]) -> None:
         for one in refused:
             priority = one.ticket.priority.name.lower()
             self._emit(RequestRejected(priority=priority, reason=one.reason, retry_after_s=one.retry_after_s))
-            self._turns.pop(one.ticket.number).set_exception(one.error())
+            self._waiting.pop(one.ticket.number).set_exception(one.error())
 
     def _note_level(self) -> None:
-        if self._level_timer:
-            self._level_timer.cancel()
+        if self._closed:
+            return
         before, level = self._level, self.level
         self._level = level
         if level is not before:
@@ -139,5 +229,9 @@ class Intake:
                     model=self._model, from_level=before.value, to_level=level.value, next_step=_NEXT_STEPS[level]
                 )
             )
-        if level is not Level.NORMAL:
-            self._level_timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._note_level)
+        if level is not Level.NORMAL and self._level_timer is None:
+            self._level_timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._level_timer = None
+        self._note_level()

@@ -8,28 +8,33 @@
         answer.record                      # engine, tokens, failovers, gap_ms, first_token_ms, tokens_per_second
 
 A request waits in the queue until an engine is free, one stream an engine. The primary is preferred; the standby takes
-what the primary cannot. A dead primary is restarted and probed in the background and takes requests again by itself.
-Decisions are made in `admission`, `breaker` and `failover`; this shell carries them out on one event loop.
+what the primary cannot, if it can be in time there. A dead primary is restarted and probed in the background and takes
+requests again by itself. Each request has a task of its own (`life`), which survives engines, gives way to more urgent
+ones if it is LOW, and stops the engine of a reader who does not read. Decisions are made in `admission`, `breaker` and
+`failover`; this shell carries them out on one event loop.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from typing import Literal
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import ConfigError, DeadlineMissed, EngineError, KenshoError
+from kensho.base.errors import ConfigError, EngineError, KenshoError
 from kensho.base.events import Emit, RequestFinished
 from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct, field
-from kensho.resilience.admission import AdmissionSettings, Level, Priority
+from kensho.resilience.admission import AdmissionSettings, Candidate, Level, Priority
+from kensho.resilience.budget import Budget
 from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.circuit_status import CircuitStatus
 from kensho.resilience.classify import FailureClass, classify
-from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord, generate_with_failover
-from kensho.resilience.guard import Canary, Guard
+from kensho.resilience.estimate import EngineTimes
+from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord
+from kensho.resilience.guard import Canary, Guard, hurry
 from kensho.resilience.intake import Intake
+from kensho.resilience.life import Floor, Life, Request
+from kensho.resilience.outlet import Outlet
 
 _LOOK_EVERY_S = 1.0
 
@@ -43,6 +48,8 @@ class SchedulerSettings(Struct):
     breaker: BreakerSettings = field(factory=BreakerSettings)
     admission: AdmissionSettings = field(factory=AdmissionSettings)
     failover: FailoverSettings = field(factory=FailoverSettings)
+    unread_tokens: int = 256
+    """So many may wait for their reader; then its stream is stopped at a token, until they were read."""
 
 
 class SchedulerSnapshot(Struct):
@@ -53,15 +60,8 @@ class SchedulerSnapshot(Struct):
     waiting: dict[Priority, int]
     running: int
     slots: int
-
-
-class _Request(Struct):
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    priority: Priority
-    deadline_s: Seconds
-    guards: tuple[Guard, ...]
-    progress: StreamProgress
+    unread: int = 0
+    """Streams that were stopped because nobody reads them."""
 
 
 class Answer:
@@ -112,9 +112,8 @@ class Scheduler:
         self._settings = settings
         self._clock = clock
         self._emit = emit
-        engines = [engine for engine in (primary, standby) if engine is not None]
-        self._guards = tuple(
-            Guard(
+        self._guards = {
+            engine.name: Guard(
                 engine,
                 canary,
                 model=model,
@@ -124,9 +123,32 @@ class Scheduler:
                 emit=emit,
                 on_change=self._pump,
             )
-            for engine in engines
+            for engine in (primary, standby)
+            if engine is not None
+        }
+        self._times = {name: EngineTimes() for name in self._guards}
+        self._intake = Intake(
+            settings.admission,
+            model=model,
+            candidates=self._candidates,
+            is_free=lambda name: not self._guards[name].lane.locked(),
+            is_hopeless=self._is_hopeless,
+            clock=clock,
+            emit=emit,
         )
-        self._intake = Intake(settings.admission, model=model, slots=self._slots, clock=clock, emit=emit)
+        self._floor = Floor(
+            guards=self._guards,
+            intake=self._intake,
+            settings=settings.failover,
+            retries=Budget(share=settings.failover.retry_share, burst=5),
+            hedges=Budget(share=settings.failover.hedge_share, burst=1),
+            clock=clock,
+            emit=emit,
+            finished=self._tell_finished,
+            closing=lambda: _closed(model) if self._is_closed else None,
+            times=self._times,
+        )
+        self._requests: set[asyncio.Task[None]] = set()
         self._preparing: asyncio.Task[None] | None = None
         self._learning: asyncio.Task[None] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
@@ -154,40 +176,39 @@ class Scheduler:
         *,
         priority: Priority = Priority.NORMAL,
         deadline_s: Seconds | None = None,
+        is_whole: bool = False,
         engine: str | None = None,
     ) -> Answer:
         """The answer to one prompt.
 
-        `deadline_s` is the monotonic moment by which the first token must be there (None: by class). `engine` names
-        the only engine that may answer; it then has no failover. Raises ConfigError for an unknown engine; iterating
-        raises Overloaded (with `retry_after_s`), DeadlineMissed, or EngineError when no engine is left.
+        `deadline_s` is the monotonic moment by which the first token must be there, or (`is_whole`) the last one; None:
+        by class. `engine` names the only engine that may answer; it then has no failover. Raises ConfigError for an
+        unknown engine; iterating raises Overloaded (with `retry_after_s`), DeadlineMissed, or EngineError when no
+        engine is left.
         """
-        guards = tuple(guard for guard in self._guards if engine in {None, guard.name})
-        if not guards:
-            names = ", ".join(guard.name for guard in self._guards)
-            raise ConfigError(f"there is no engine {engine!r}", advice=f"the engines are: {names}")
+        if engine is not None and engine not in self._guards:
+            raise ConfigError(f"there is no engine {engine!r}", advice=f"the engines are: {', '.join(self._guards)}")
         now_s = self._clock.monotonic_s()
         if deadline_s is None:
             deadline_s = now_s + self._settings.admission.deadlines_s[priority]
         progress = StreamProgress(now_s)
-        request = _Request(tuple(prompt_ids), sampling, priority, deadline_s, guards, progress)
-        return Answer(self._serve(request), progress)
+        request = Request(tuple(prompt_ids), sampling, priority, deadline_s, is_whole, engine)
+        return Answer(self._serve(request, progress), progress)
 
-    def force(self, engine: str, mode: Mode | None) -> None:
-        """A person's word about one engine: FORCED_OPEN, FORCED_CLOSED, or None. Raises ConfigError."""
-        for guard in self._guards:
-            if guard.name == engine:
-                guard.force(mode)
-                return
-        raise ConfigError(f"there is no engine {engine!r}", advice="name one of the model's engines")
+    def force(self, engine: str, mode: Mode | None, for_s: Seconds | None = None) -> None:
+        """A person's word about one engine: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY, or None. Raises ConfigError."""
+        if engine not in self._guards:
+            raise ConfigError(f"there is no engine {engine!r}", advice="name one of the model's engines")
+        self._guards[engine].force(mode, for_s)
 
     def snapshot(self) -> SchedulerSnapshot:
         return SchedulerSnapshot(
-            circuits={guard.name: guard.snapshot() for guard in self._guards},
+            circuits={name: guard.snapshot() for name, guard in self._guards.items()},
             level=self._intake.level,
             waiting=self._intake.waiting(),
             running=self._intake.running,
-            slots=self._slots(),
+            slots=max(1, len(self._candidates())),
+            unread=self._floor.unread,
         )
 
     async def close(self) -> None:
@@ -199,14 +220,16 @@ class Scheduler:
         tasks = [task for task in (self._preparing, self._learning) if task]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*(guard.close() for guard in self._guards))
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(guard.close() for guard in self._guards.values()))
+        for task in self._requests:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._requests, return_exceptions=True)
 
     # --- engines ---
 
     async def _start_first(self) -> None:
         why: EngineError | None = None
-        for guard in self._guards:
+        for guard in self._guards.values():
             async with guard.lane:
                 permit = guard.admit()
                 if permit is None:
@@ -225,7 +248,7 @@ class Scheduler:
 
     async def _prepare(self) -> None:
         """Bring up the hot standby. A failure is its circuit's to mend."""
-        for guard in self._guards:
+        for guard in self._guards.values():
             permit = None if guard.was_started else guard.admit()
             if permit is None:
                 continue
@@ -244,7 +267,7 @@ class Scheduler:
     async def _learn_canary(self, guard: Guard, permit: int) -> None:
         try:
             async with guard.lane:
-                await self._canary.learn(guard.engine)
+                await self._canary.learn(guard.engine, self._clock.monotonic_s)
         except EngineError as error:
             guard.failed(permit, classify(error) or FailureClass.UNKNOWN)
         except BaseException:
@@ -252,74 +275,44 @@ class Scheduler:
             raise
         else:
             guard.succeeded(permit)
+            self._pump()
 
-    def _slots(self) -> int:
-        """One stream for each engine that is loaded and admitted. At least one, so that with no engine a request is
-        started, and told so."""
-        return max(1, sum(guard.admits and guard.engine.is_alive for guard in self._guards))
+    def _candidates(self) -> tuple[Candidate, ...]:
+        """Who takes requests now, best first: the loaded ones; if there is none, one that would have to be loaded."""
+        now_s = self._clock.monotonic_s()
+        admitting = [(name, guard) for name, guard in self._guards.items() if guard.admits]
+        loaded = [(name, guard) for name, guard in admitting if guard.engine.is_alive]
+        if len(loaded) > 1:  # one that has just come back gets a growing share
+            loaded.sort(key=lambda one: one[1].prefers_others())
+        return tuple(Candidate(name, self._times[name].times(now_s)) for name, _ in loaded or admitting)
+
+    def _is_hopeless(self) -> bool:
+        """No engine takes requests, and none will within seconds."""
+        hurry(tuple(self._guards.values()))
+        return not any(guard.admits or guard.is_coming for guard in self._guards.values())
 
     # --- requests ---
 
-    async def _serve(self, request: _Request) -> AsyncGenerator[int, None]:
+    async def _serve(self, request: Request, progress: StreamProgress) -> AsyncGenerator[int, None]:
         self._pump()
+        life = Life(request, progress, Outlet(self._settings.unread_tokens), self._floor)
+        task = asyncio.create_task(life.run())
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
         try:
-            await self._intake.wait_for_turn(request.priority, request.deadline_s)
-        except asyncio.CancelledError:
-            self._tell_finished(request, "cancelled")
-            raise
-        began_s = self._clock.monotonic_s()
-        outcome = "failed"
-        try:
-            async with aclosing(self._stream(request)) as ids:
-                token = await self._first_token(request, ids)
-                if request.progress.record.failovers == 0:
-                    self._intake.first_token_came(self._clock.monotonic_s() - began_s)
-                while token is not None:
-                    yield token
-                    token = await anext(ids, None)
-            outcome = "ok"
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled"
-            raise
-        except DeadlineMissed:
-            outcome = "deadline"
-            raise
-        except EngineError as error:
-            if self._is_closed:
-                raise _closed(self._model) from error
-            raise
+            while (token := await life.outlet.get()) is not None:
+                yield token
         finally:
-            self._tell_finished(request, outcome)
-            self._intake.end_turn(self._clock.monotonic_s() - began_s)
-
-    def _stream(self, request: _Request) -> AsyncGenerator[int, None]:
-        return generate_with_failover(
-            request.guards,
-            request.prompt_ids,
-            request.sampling,
-            progress=request.progress,
-            settings=self._settings.failover,
-            clock=self._clock,
-            emit=self._emit,
-        )
-
-    async def _first_token(self, request: _Request, ids: AsyncGenerator[int, None]) -> int | None:
-        left_s = request.deadline_s - self._clock.monotonic_s()
-        try:
-            async with asyncio.timeout(left_s):
-                return await anext(ids, None)
-        except TimeoutError:
-            raise DeadlineMissed(
-                f"{request.priority.name.lower()} request had no token by its deadline",
-                advice="allow more time, or come back later",
-                retry_after_s=self._intake.estimate().service_s,
-            ) from None
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            life.settle("cancelled")  # if its task was cancelled before it began
 
     def _pump(self) -> None:
         """Called after everything that may free an engine."""
         if self._is_closed:
             return
-        for guard in self._guards:
+        for guard in self._guards.values():
             guard.notice_death()
         self._intake.pump()
 
@@ -332,14 +325,13 @@ class Scheduler:
             and self._intake.running == 0
             and (self._learning is None or self._learning.done())
         ):
-            up = [guard for guard in self._guards if guard.engine.is_alive and not guard.lane.locked()]
+            up = [guard for guard in self._guards.values() if guard.engine.is_alive and not guard.lane.locked()]
             permit = up[-1].admit() if up else None
             if permit is not None:
                 self._learning = asyncio.create_task(self._learn_canary(up[-1], permit))
         self._look_timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
-    def _tell_finished(self, request: _Request, outcome: str) -> None:
-        record = request.progress.record
+    def _tell_finished(self, request: Request, outcome: str, record: StreamRecord) -> None:
         self._emit(
             RequestFinished(
                 model=self._model,
