@@ -33,6 +33,9 @@ from kensho.runtime.header import (
 Tier = Literal["raw", "mapped", "mixed", "packed"]
 _MAX_GRAPH_BYTES = 1024 * 1024 * 1024
 ENGINE_VERSION: str = onnxruntime.__version__
+SPIN_US = 20
+"""How long a thread looks for its next piece of work before it sleeps. Waking it costs more than that; the default,
+a millisecond and more, takes cores from the program that embeds us and collapses on a busy machine (docs/adr/0022)."""
 _FATAL = 4
 """Log level: ONNX Runtime also raises what it would print."""
 
@@ -205,8 +208,8 @@ def _options(tier: Tier, weights_folder: Path, threads: int) -> onnxruntime.Sess
     # The plan of which value reuses whose memory costs 290 ms of CPU for 270M's 937 nodes (18 ms without). Values are
     # freed after their last use all the same: measured peaks 572 against 540 MB at 2048 tokens, 39 against 58 at one.
     options.enable_mem_reuse = False
-    # Spinning threads take cores from the program that embeds us (and collapse on a busy machine).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
     if tier in ("raw", "mapped"):
         options.add_session_config_entry("session.disable_prepacking", "1")
