@@ -28,6 +28,7 @@ from typing import Protocol
 from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
 from kensho.base.structs import Struct
+from kensho.runtime.machine import ENGINE_ENVIRONMENT
 
 STDERR_TAIL_BYTES = 8192
 
@@ -190,8 +191,8 @@ class Child:
 def spawn(module: str, arguments: Sequence[str] = (), *, pass_fds: Sequence[int], env: Mapping[str, str]) -> Child:
     """Start `python -m module <our pid> <arguments>` in a session of its own. A few milliseconds, from any thread.
 
-    `env` is the whole environment of the child, but for one thread in BLAS (starting its pool costs more than it
-    gives here: 118 -> 64 ms of import under load). The caller closes its copies of `pass_fds`. Raises EngineError.
+    `env` is the whole environment of the child, but for `ENGINE_ENVIRONMENT`. The caller closes its copies of
+    `pass_fds`. Raises EngineError.
     """
     return _spawner.get().submit(_spawn, module, tuple(arguments), tuple(pass_fds), dict(env)).result()
 
@@ -207,7 +208,7 @@ def _spawn(module: str, arguments: tuple[str, ...], pass_fds: tuple[int, ...], e
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=write_end,
-            env={**env, "OPENBLAS_NUM_THREADS": "1"},
+            env={**env, **ENGINE_ENVIRONMENT},
             pass_fds=pass_fds,
             start_new_session=True,
         )
