@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
+from kensho.base.child_env import child_env
 from kensho.base.clock import Seconds
 from kensho.base.errors import UsageError
 from kensho.base.structs import Struct, field
 
 TierChoice = Literal["auto", "raw", "mapped", "mixed", "packed"]
 StandbyChoice = Literal["hot", "on_demand"]
+IsolationChoice = Literal["process", "none"]
 
 MAX_CONFIG_BYTES = 64 * 1024
 
-_CHILD_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "TZ")
 
 
 class Settings(Struct, kw_only=True):
@@ -43,6 +44,9 @@ class Settings(Struct, kw_only=True):
     """raw = exact, from the delivered weights; mapped = int8 read in place; packed = int8 prepacked in memory."""
     standby: StandbyChoice = "hot"
     """hot = a second engine host is loaded beside the first; on_demand = it is started when the first fails."""
+    isolation: IsolationChoice = "process"
+    """process = each engine is a child process, whose crash or hang costs one request; none = engines are threads of this
+    process, for scripts (the standby is then started on demand)."""
     threads: int = 0
     """Threads of one engine host; 0 = as many as this process may use, at most 4."""
     max_context: int = 2048
@@ -83,6 +87,7 @@ class Settings(Struct, kw_only=True):
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "tier": get_args(TierChoice),
     "standby": get_args(StandbyChoice),
+    "isolation": get_args(IsolationChoice),
     "log_level": ("debug", "info", "warning", "error"),
 }
 _RANGES: Mapping[str, tuple[float, float]] = {
@@ -119,7 +124,7 @@ def load_settings(overrides: Mapping[str, object], environ: Mapping[str, str] | 
     values["config"] = str(config or "")
     values["http_names"] = tuple(values.get("http_names", ()))  # type: ignore[arg-type]  # checked above
     values["store"] = Path(str(values["store"])).expanduser().absolute()
-    values["child_env"] = {key: environ[key] for key in _CHILD_VARIABLES if key in environ}
+    values["child_env"] = child_env(environ)
     return Settings(**values)  # type: ignore[arg-type]  # every value was checked against its field
 
 

@@ -39,6 +39,8 @@ from kensho.settings import Settings
 MAX_THREADS = 4
 """Of one engine host, unless the settings say otherwise: decoding is bound by memory, more threads only compete."""
 
+LoadedEngine = EngineHost | InProcessEngine
+
 
 class ServedModel(Struct):
     """A version of a model with its engines up, on one tier."""
@@ -46,7 +48,7 @@ class ServedModel(Struct):
     graph: LoadedGraph
     codec: TextCodec
     scheduler: Scheduler
-    engines: tuple[EngineHost, ...]
+    engines: tuple[LoadedEngine, ...]
     sizes: ModelSizes
 
     def tier_of(self, engine: str) -> Tier:
@@ -74,8 +76,9 @@ class ModelOpener:
 
     async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph:
         """The graph, made if need be. Raises ModelError, CompileFailed, NotEnoughSpace, StorageError."""
-        if tier == "raw":  # somebody waits, and the graph is all but there: its engine's process can start already
-            settings = self._settings
+        settings = self._settings
+        # Somebody waits, and the graph is all but there: the process of its engine can start already.
+        if tier == "raw" and settings.isolation == "process":
             self._hosts.prepare(env=settings.child_env, allow_faults=settings.allow_faults)
         try:
             graph = await self._loader.load(
@@ -104,7 +107,7 @@ class ModelOpener:
 
     def _sizes(self, graph: LoadedGraph) -> ModelSizes:
         context = self._max_context(graph)
-        hosts = 2 if self._settings.standby == "hot" else 1
+        hosts = 2 if self._settings.standby == "hot" and self._settings.isolation == "process" else 1
         if graph.tier == "raw":
             return ModelSizes(0, stated_kv_bytes(graph.model_folder) * context, hosts)
         header = read_header(graph.graph_folder)
@@ -147,7 +150,7 @@ class ModelOpener:
             self._loader.release(graph)
             raise
 
-    async def _prove(self, graph: LoadedGraph, engines: tuple[EngineHost, ...]) -> None:
+    async def _prove(self, graph: LoadedGraph, engines: tuple[LoadedEngine, ...]) -> None:
         """The first use in this boot of the machine: right bytes are not yet right answers, if the engine or the
         processor is not what it was. 0.1 s."""
         if graph.is_proved:
@@ -201,8 +204,21 @@ class ModelOpener:
     def _max_context(self, graph: LoadedGraph) -> int:
         return min(self._settings.max_context, graph.max_positions)
 
-    def _engine(self, name: str, graph: LoadedGraph) -> EngineHost:
+    def _engine(self, name: str, graph: LoadedGraph) -> LoadedEngine:
         settings = self._settings
+        if settings.isolation == "none":
+            from kensho.runtime.in_process import InProcessEngine
+
+            return InProcessEngine(
+                name,
+                replace(graph, tier=_tier_of(graph, name)),
+                clock=self._clock,
+                emit=self._emit,
+                threads=self._threads,
+                max_context=self._max_context(graph),
+                start_s=settings.start_timeout_s,
+                inactivity_s=settings.inactivity_s,
+            )
         return EngineHost(
             name,
             replace(graph, tier=_tier_of(graph, name)),
@@ -225,7 +241,8 @@ class ModelOpener:
             canary_timeout_s=settings.canary_timeout_s,
             start_timeout_s=settings.start_timeout_s,
         )
-        return SchedulerSettings(standby=settings.standby, breaker=circuit)
+        standby = "on_demand" if settings.isolation == "none" else settings.standby
+        return SchedulerSettings(standby=standby, breaker=circuit)
 
 
 def _make_loader(settings: Settings, threads: int, *, clock: Clock, emit: Emit) -> ModelLoader:
