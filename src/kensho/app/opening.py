@@ -7,6 +7,7 @@ import asyncio
 import os
 from contextlib import aclosing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kensho.app.tiers import COPIES, ModelSizes
 from kensho.app.tokenizer_tables import TablesInBackground
@@ -39,7 +40,10 @@ from kensho.settings import Settings
 MAX_THREADS = 4
 """Of one engine host, unless the settings say otherwise: decoding is bound by memory, more threads only compete."""
 
-LoadedEngine = EngineHost | InProcessEngine
+if TYPE_CHECKING:
+    from kensho.runtime.in_process import InProcessEngine
+
+    LoadedEngine = EngineHost | InProcessEngine
 
 
 class ServedModel(Struct):
@@ -48,7 +52,7 @@ class ServedModel(Struct):
     graph: LoadedGraph
     codec: TextCodec
     scheduler: Scheduler
-    engines: tuple[LoadedEngine, ...]
+    engines: "tuple[LoadedEngine, ...]"
     sizes: ModelSizes
 
     def tier_of(self, engine: str) -> Tier:
@@ -150,7 +154,7 @@ class ModelOpener:
             self._loader.release(graph)
             raise
 
-    async def _prove(self, graph: LoadedGraph, engines: tuple[LoadedEngine, ...]) -> None:
+    async def _prove(self, graph: LoadedGraph, engines: "tuple[LoadedEngine, ...]") -> None:
         """The first use in this boot of the machine: right bytes are not yet right answers, if the engine or the
         processor is not what it was. 0.1 s."""
         if graph.is_proved:
@@ -204,7 +208,7 @@ class ModelOpener:
     def _max_context(self, graph: LoadedGraph) -> int:
         return min(self._settings.max_context, graph.max_positions)
 
-    def _engine(self, name: str, graph: LoadedGraph) -> LoadedEngine:
+    def _engine(self, name: str, graph: LoadedGraph) -> "LoadedEngine":
         settings = self._settings
         if settings.isolation == "none":
             from kensho.runtime.in_process import InProcessEngine
