@@ -55,8 +55,8 @@ KINDS = {
     WouldOpen: "would open",
 }
 COUNTED = [
-    *("admitted", "rejected", "successes", "slow", "failures", "cancelled", "stale"),
-    *("opened", "canaries", "restarts", "last_success_s", "last_failure_s"),
+    *("rejected", "successes", "slow", "failures", "cancelled", "stale"),
+    *("opened", "canaries", "canaries_failed", "restarts", "last_success_s", "last_failure_s"),
 ]
 POINTS = {F.UNKNOWN: 1, F.OUT_OF_MEMORY: 1, F.WRONG_NUMBERS: 2}
 OPEN_TO_ALL = ("CLOSED", "FORCED_CLOSED", "METRICS_ONLY")
@@ -154,7 +154,7 @@ class Reference:
     def admit(self) -> object:
         ticket = object()
         is_open_to_all = self.mode in OPEN_TO_ALL
-        self.count["admitted" if is_open_to_all else "rejected"] += 1
+        self.count["rejected"] += not is_open_to_all
         self.did.append("admitted" if is_open_to_all else "rejected")
         if is_open_to_all:
             self.live.add(ticket)
@@ -246,7 +246,7 @@ class Reference:
             self.wait(5.0 * (0.8 + 0.4 * draw), "RESTARTING")
 
     def bad_canary(self, kind: F, draw: float) -> None:
-        self.count["failures"] += 1
+        self.count["canaries_failed"] += 1
         self.count["last_failure_s"] = self.now
         if kind in (F.DEVICE_LOST, F.DRIVER_MISMATCH):
             self.off(kind.value, draw)

@@ -117,12 +117,12 @@ def test_the_walk_makes_exactly_the_changes_of_the_table() -> None:
 
 MUTANTS = {
     "users are admitted at half-open": (
-        "return count(state, admitted=",
-        "return count(state, admitted=0 if state.mode is Mode.CLOSED else ",
+        "    if state.mode in ADMITTING:\n        return state",
+        "    if state.mode in ADMITTING | {Mode.HALF_OPEN}:\n        return state",
     ),
     "nobody is admitted when only metrics are wanted": (
-        "    if state.mode in ADMITTING:\n        return count",
-        "    if state.mode in {Mode.CLOSED, Mode.FORCED_CLOSED}:\n        return count",
+        "    if state.mode in ADMITTING:\n        return state",
+        "    if state.mode in {Mode.CLOSED, Mode.FORCED_CLOSED}:\n        return state",
     ),
     "a stale result counts": (
         "is_current = generation == state.generation and state.mode in ADMITTING",

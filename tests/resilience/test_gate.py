@@ -100,7 +100,7 @@ def test_a_healthy_engines_calls_take_no_step() -> None:
         gate.succeeded(permit, 0.01)
         gate.succeeded(permit)
     assert steps == []
-    assert (gate.state.counters.admitted, gate.state.counters.successes) == (100, 200)
+    assert gate.state.counters.successes == 200
 
 
 class Crowd:
@@ -179,7 +179,5 @@ def test_sixty_four_threads_never_meet_two_canaries_and_every_permit_is_settled_
     counters = crowd.gate.state.counters
     settled = counters.successes + counters.cancelled + counters.stale + counters.failures
     good, bad, cancelled = (crowd.outcomes[key] for key in ("good", "bad", "cancelled"))
-    failed_canaries = settled - (good + bad + cancelled)  # the rest of the counted failures
-    assert 0 <= failed_canaries <= counters.canaries
+    assert settled == good + bad + cancelled
     assert counters.canaries > 50
-    assert counters.admitted >= good + bad + cancelled

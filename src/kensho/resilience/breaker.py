@@ -167,7 +167,7 @@ def _apply(state: State, event: Input, at: Moment) -> Result:
 
 def _admit(state: State, at: Moment) -> Result:
     if state.mode in ADMITTING:
-        return count(state, admitted=state.counters.admitted + 1), (Admitted(state.generation),)
+        return state, (Admitted(state.generation),)
     wait_s = None if state.until_s is None else state.until_s - at.now_s
     return count(state, rejected=state.counters.rejected + 1), (Rejected(state.mode, wait_s),)
 
@@ -276,7 +276,7 @@ def _judge_canary(state: State, event: CanaryPassed | CanaryFailed | CanaryCance
 
 
 def _canary_failed(state: State, failure: FailureClass, at: Moment) -> Result:
-    state = count(state, failures=state.counters.failures + 1, last_failure_s=at.now_s)
+    state = count(state, canaries_failed=state.counters.canaries_failed + 1, last_failure_s=at.now_s)
     why = f"the canary failed: {failure}"
     if failure in _HARD:
         return go_hard_open(state, _HARD[failure], at, why)

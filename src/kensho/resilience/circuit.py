@@ -108,22 +108,27 @@ class BreakerSettings(Struct):
 class Counters(Struct):
     """What happened since the beginning (row S3)."""
 
-    admitted: int = 0
     rejected: int = 0
     successes: int = 0
     slow: int = 0
     """Successes that took too long."""
     failures: int = 0
-    """Of requests and of canaries."""
     cancelled: int = 0
     stale: int = 0
     """Results from before the last change: they change nothing else."""
     opened: int = 0
     """Times that it went from admitting requests to not admitting them."""
     canaries: int = 0
+    canaries_failed: int = 0
     restarts: int = 0
     last_success_s: Seconds | None = None
     last_failure_s: Seconds | None = None
+    """Of a request or a canary."""
+
+    @property
+    def calls(self) -> int:
+        """Requests that were admitted, and have ended before the circuit changed."""
+        return self.successes + self.failures + self.cancelled
 
 
 class State(Struct):

@@ -44,7 +44,7 @@ class CircuitStatus(Struct):
             "last_success_ago_s": _rounded(self.last_success_ago_s),
             "last_failure_ago_s": _rounded(self.last_failure_ago_s),
             "baseline_ms": round(self.baseline_ms, 3),
-            "calls": counters.admitted,
+            "calls": counters.calls,
             "successes": counters.successes,
             "slow": counters.slow,
             "failures": counters.failures,
@@ -53,6 +53,7 @@ class CircuitStatus(Struct):
             "stale": counters.stale,
             "opened": counters.opened,
             "canaries": counters.canaries,
+            "canaries_failed": counters.canaries_failed,
             "restarts": counters.restarts,
         }
 
