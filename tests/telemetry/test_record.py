@@ -13,11 +13,16 @@ from kensho.telemetry.record import MAX_TEXT, Record, frames_of
 EVENTS = [c for c in vars(catalogue).values() if isinstance(c, type) and issubclass(c, Event) and c is not Event]
 
 
+EXAMPLES: dict[str, object] = {"str": "x", "int": 3, "float": 1.5, "bool": True}
+
+
 def example_of(kind: type[Event]) -> Event:
-    examples = {"str": "x", "int": 3, "float": 1.5, "bool": True, "tuple[str, ...]": ("a",)}
-    kinds = kind.__annotations__
-    types = {name: getattr(kinds[name], "__name__", str(kinds[name])) for name in fields(kind)}
-    return kind(**{name: ("a",) if "tuple" in kind_name else examples[kind_name] for name, kind_name in types.items()})
+    kinds = {name: of for each in reversed(kind.__mro__) for name, of in getattr(each, "__annotations__", {}).items()}
+    return kind(**{name: example_value(str(getattr(kinds[name], "__name__", kinds[name]))) for name in fields(kind)})
+
+
+def example_value(kind: str) -> object:
+    return ("a",) if kind.startswith("tuple") else EXAMPLES[kind.split(" | ")[0]]
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
