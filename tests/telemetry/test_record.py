@@ -22,7 +22,7 @@ def example_of(kind: type[Event]) -> Event:
 
 
 def example_value(kind: str) -> object:
-    return ("a",) if kind.startswith("tuple") else EXAMPLES[kind.split(" | ")[0]]
+    return ("a",) if kind.startswith("tuple") else EXAMPLES[kind.partition(" | ")[0]]
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
