@@ -25,6 +25,8 @@ from kensho.runtime.header import KeyFields, graph_key
 from kensho.runtime.host import EngineHost
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.machine import read_machine
+from kensho.testing.kills import KillReport, kill_rounds
+from kensho.testing.real_engines import compile_demo, two_engines
 
 pytestmark = pytest.mark.real
 
@@ -134,3 +136,15 @@ def test_no_token_is_lost_when_the_host_is_killed_and_the_primary_returns_by_its
 
 def changes(story: Story) -> list[str]:
     return [event.to_state for event in story.events if isinstance(event, CircuitChanged)]
+
+
+def test_no_kill_loses_or_repeats_a_token(tmp_path: Path) -> None:
+    """A sample; `bench/failover.py` kills a thousand times and measures the gaps."""
+
+    async def main() -> KillReport:
+        async with two_engines(graph, emit=lambda _: None) as stage:
+            return await kill_rounds(stage, kills=12, rng=random.Random(3).random)
+
+    graph = compile_demo(tmp_path)
+    report = asyncio.run(main())
+    assert (report.moved, report.wrong) == (12, 0)
