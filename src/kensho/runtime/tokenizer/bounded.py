@@ -22,7 +22,11 @@ class Bounded(dict[K, V]):
 
     def __missing__(self, key: K) -> V:
         value = self._make(key)
+        self.keep(key, value)
+        return value
+
+    def keep(self, key: K, value: V) -> None:
+        """Remember what was made otherwise."""
         if len(self) >= self._limit:
             self.clear()
         self[key] = value
-        return value

@@ -13,6 +13,7 @@ from zlib import crc32
 
 from kensho.base.structs import Struct, as_dict
 from kensho.runtime.tokenizer.added_tokens import AddedToken, dump_added
+from kensho.runtime.tokenizer.borders import dump_borders
 from kensho.runtime.tokenizer.build_pattern import dump_classes, rewrite
 from kensho.runtime.tokenizer.build_scan import matched_points, nfc_exceptions
 from kensho.runtime.tokenizer.cuts import MAX_BITS, at_groups, at_marks, bit_of, find_groups
@@ -68,6 +69,8 @@ def build_tables(tokenizer_json: bytes, meta: Mapping[str, object]) -> bytes:
     for left, right in merges:
         kinds[words.tokens[left]] |= LEFT
         kinds[words.tokens[right]] |= RIGHT
+    is_bytes = recipe.symbols == "bytes"
+    data = words.data
     offsets, blob = [0], bytearray()
     for text in texts:
         blob += text
@@ -79,21 +82,22 @@ def build_tables(tokenizer_json: bytes, meta: Mapping[str, object]) -> bytes:
         "kinds": bytes(kinds),
         "vocab": _vocab_slots(words, _canonical(words, document, tokenizer, recipe)),
         "merges": _merge_cells(merges, words.tokens),
-        "joints": _joint_bits(merges) if recipe.symbols == "chars" else bytes(16),
+        "borders": dump_borders([(data[left], data[right]) for left, right in merges]) if is_bytes else b"",
+        "joints": bytes(16) if is_bytes else _joint_bits(merges),
         "classes": dump_classes(rewritten.class_of),
         "added": dump_added(
             [token for token, normal in zip(added, is_normal, strict=True) if not normal],
             [token for token, normal in zip(added, is_normal, strict=True) if normal],
         ),
     }
-    data = dump_tables({**meta, "plan": as_dict(plan)}, sections)
-    tables = Tables(memoryview(data), "new tables")
-    made = parse_plan(tables.meta["plan"])
+    made = dump_tables({**meta, "plan": as_dict(plan)}, sections)
+    tables = Tables(memoryview(made), "new tables")
+    parsed = parse_plan(tables.meta["plan"])
     vocabulary = [token["content"] for token in document.get("added_tokens", ())] + [
         words.data[token].decode("utf-8", "replace") for token in words.encoded
     ]
-    check_tables(Encoder(tables, made), Decoder(tables, made), tokenizer, vocabulary)
-    return data
+    check_tables(Encoder(tables, parsed), Decoder(tables, parsed), tokenizer, vocabulary)
+    return made
 
 
 def _read_words(model: Mapping[str, Any], recipe: Recipe) -> _Words:

@@ -7,6 +7,7 @@
     kinds    u8[n]: what the id is to the decoder (`decode`)
     vocab    u64 slots, open addressing: crc32(bytes) << 32 | canonical << 31 | id + 1 (`lookup`)
     merges   pairs of u64, open addressing: (left << 24 | right) + 1, rank << 24 | new id (`lookup`)
+    borders  JSON: merges of parts of characters (`borders`)
     joints   bits: which pairs of characters a merge can join (`cuts`)
     classes  character classes for the patterns (`classes`)
     added    UTF-8 of the added tokens, each ended by NUL, and their ids (`added_tokens`)
@@ -35,7 +36,7 @@ FORMAT = 1
 BLOCK_BYTES = 4096
 MAX_FILE_BYTES = 256 << 20
 """16 times the tables of 262k tokens."""
-SECTIONS = ("meta", "offsets", "blob", "kinds", "vocab", "merges", "joints", "classes", "added")
+SECTIONS = ("meta", "offsets", "blob", "kinds", "vocab", "merges", "borders", "joints", "classes", "added")
 _HEADER = struct.Struct("<8sIIQI4x")
 _PLACE = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")

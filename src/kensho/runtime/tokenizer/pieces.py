@@ -1,0 +1,114 @@
+"""The ids of one piece of text: a whole token, or merges. Remembered for pieces that are short enough to come again."""
+
+from collections.abc import Callable
+from itertools import chain
+
+from kensho.runtime.tokenizer.borders import Borders
+from kensho.runtime.tokenizer.bounded import Bounded
+from kensho.runtime.tokenizer.cuts import Joints
+from kensho.runtime.tokenizer.lookup import CANONICAL, ID_MASK, Merges, Vocabulary
+from kensho.runtime.tokenizer.merge import merge
+from kensho.runtime.tokenizer.plan import Plan
+from kensho.runtime.tokenizer.tables import Tables
+
+MAX_KEPT_CHARS = 64
+"""Longer pieces are rarely seen again."""
+_PIECES_KEPT = 8192
+"""2 MB."""
+_CHARS_KEPT = 4096
+
+Ids = tuple[int, ...]
+
+
+class Pieces:
+    """Call `encode` with the pieces of a text."""
+
+    def __init__(self, tables: Tables, plan: Plan) -> None:
+        self._plan = plan
+        self._vocabulary = Vocabulary(tables)
+        self._merges = Merges(tables)
+        self._kinds = bytes(tables.read("kinds"))
+        self._known: Bounded[str, Ids] = Bounded(self._make, _PIECES_KEPT)
+
+    def encode(self, pieces: list[str]) -> list[int]:
+        """Their ids, one after the other."""
+        if len(max(pieces, key=len, default="")) <= MAX_KEPT_CHARS:
+            return list(chain.from_iterable(map(self._known.__getitem__, pieces)))
+        ids: list[int] = []
+        for piece in pieces:
+            ids += self._known[piece] if len(piece) <= MAX_KEPT_CHARS else self._make(piece)
+        return ids
+
+    def _make(self, piece: str) -> Ids:
+        return self._whole_token(piece) or self._merged(self._symbols(piece))
+
+    def _symbols(self, piece: str) -> list[int]:
+        raise NotImplementedError
+
+    def _whole_token(self, piece: str) -> Ids:
+        """Nothing, if the piece is none."""
+        if len(piece) > self._plan.max_token_chars:
+            return ()
+        entry = self._vocabulary.find(piece.encode())
+        return ((entry & ID_MASK) - 1,) if entry & CANONICAL else ()
+
+    def _merged(self, symbols: list[int]) -> Ids:
+        return tuple(merge(symbols, self._merges.__getitem__, self._kinds))
+
+
+class BytePieces(Pieces):
+    """Of a byte-level tokenizer: merges begin with bytes, or with characters where `borders` allows it."""
+
+    def __init__(self, tables: Tables, plan: Plan) -> None:
+        super().__init__(tables, plan)
+        self._tables = tables
+        self._borders: Borders | None = None
+
+    def _symbols(self, piece: str) -> list[int]:
+        if piece.isascii():
+            return list(map(self._plan.byte_ids.__getitem__, piece.encode()))
+        if self._borders is None:
+            self._borders = Borders(bytes(self._tables.read("borders")), self._plan.byte_ids, self._merges)
+        return self._borders.symbols(piece)
+
+
+class CharPieces(Pieces):
+    """Merges begin with characters, those that are no token as byte tokens, which are never merged."""
+
+    def __init__(self, tables: Tables, plan: Plan) -> None:
+        super().__init__(tables, plan)
+        joints = Joints(bytes(tables.read("joints")))
+        self.cut: Callable[[str], list[str]] | None = joints.cut if plan.cuts_at_joints else None
+        """Cuts a piece where nothing can be joined; None if that is not worth it."""
+        self._chars: Bounded[str, int] = Bounded(self._char, _CHARS_KEPT)
+
+    def _make(self, piece: str) -> Ids:
+        if token := self._whole_token(piece):
+            return token
+        parts = self.cut(piece) if self.cut else [piece]
+        if len(parts) == 1:
+            return self._merged(self._symbols(piece))
+        return tuple(chain.from_iterable([self._known.get(part) or self._part(part) for part in parts]))
+
+    def _part(self, piece: str) -> Ids:
+        """Of a piece that cannot be cut further: it has the same ids wherever it was cut out, so it is remembered."""
+        ids = self._whole_token(piece) or self._merged(self._symbols(piece))
+        if len(piece) <= MAX_KEPT_CHARS:
+            self._known.keep(piece, ids)
+        return ids
+
+    def _symbols(self, piece: str) -> list[int]:
+        ids = list(map(self._chars.__getitem__, piece))
+        if min(ids) >= 0:
+            return ids
+        byte_ids, made, start = self._plan.byte_ids, [], 0
+        for _ in range(ids.count(-1)):
+            at = ids.index(-1, start)
+            made += ids[start:at]
+            made += [byte_ids[byte] for byte in piece[at].encode()]
+            start = at + 1
+        return made + ids[start:]
+
+    def _char(self, char: str) -> int:
+        """The id of a character, -1 if it is no token."""
+        return (self._vocabulary.find(char.encode()) & ID_MASK) - 1
