@@ -25,6 +25,8 @@ _RANGES = (
     (0x3000, 0x3100), (0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0xE000, 0xF900), (0xFB00, 0x10000), (0x1F300, 0x1FAFF),
     (0x20000, 0x20400),
 )  # fmt: skip
+_ALIKE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x3FFFF))
+"""Ideographs and Hangul syllables."""
 _PLAIN = ("the", " quick", " l'ete", " I'm", "we'll", " don't", "DON'T", " 2026", "1234567", ".", ", ", "\n", "\n\n",
           "\r\n", "\t", "  ", "   ", " \n ", "...", "()", "_x", "e\u0301", "\u200d", "\u00a0", "\ufeff", "\u2581",
           "<0x41>", "\u0130", "'\u017f", "''", "a" * 40, "=" * 70, "\0")  # fmt: skip
@@ -66,7 +68,12 @@ def _texts(vocabulary: Sequence[str]) -> Iterator[str]:
 
 
 def _points() -> Iterator[str]:
-    """Every assigned code point after a letter and before a digit, after a space, and twice in a row."""
+    """Every assigned code point after a letter and before a digit; but for the 108,000 ideographs and Hangul, which
+    patterns do not tell apart, also after a space and twice in a row."""
     points = [chr(point) for point in range(0x110000) if unicodedata.category(chr(point)) not in ("Cn", "Cs", "Co")]
-    for start in range(0, len(points), POINTS_A_TEXT):
-        yield "".join(f"a{char}1 {char}{char}'" for char in points[start : start + POINTS_A_TEXT])
+    many = [char for char in points if any(first <= ord(char) <= last for first, last in _ALIKE)]
+    for start in range(0, len(many), POINTS_A_TEXT):
+        yield "".join(f"a{char}1" for char in many[start : start + POINTS_A_TEXT])
+    rest = sorted(set(points) - set(many))
+    for start in range(0, len(rest), POINTS_A_TEXT):
+        yield "".join(f"a{char}1 {char}{char}'" for char in rest[start : start + POINTS_A_TEXT])
