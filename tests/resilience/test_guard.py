@@ -4,12 +4,14 @@ from typing import Any
 import pytest
 
 from kensho.base.clock import Clock
-from kensho.base.errors import Damaged, EngineCrashed
-from kensho.base.events import CanaryFinished, CircuitChanged, Event
+from kensho.base.errors import Damaged, EngineCrashed, EngineError, EngineUnkillable
+from kensho.base.events import CanaryFinished, CircuitChanged, CircuitWouldOpen, Event
 from kensho.base.inference import Sampling
-from kensho.resilience.circuit import BreakerSettings, Mode
+from kensho.resilience.circuit import BreakerSettings, HardReason, Mode
 from kensho.resilience.classify import FailureClass
-from kensho.resilience.guard import Canary, Guard
+from kensho.resilience.guard import Canary, Guard, hurry
+from kensho.resilience.saved_circuit import SavedCircuit
+from kensho.resilience.surroundings import UNKNOWN, MachineSeen, Surroundings
 from kensho.testing.clock import VirtualClock
 from kensho.testing.engine import Fault, ScriptedEngine, expected_ids
 from kensho.testing.loop import run_virtual
@@ -32,6 +34,30 @@ class SlowToDie(ScriptedEngine):
         await super().kill()
 
 
+class Unkillable(ScriptedEngine):
+    """Its process is stuck in a driver."""
+
+    async def kill(self) -> None:
+        raise EngineUnkillable("process 7 does not react to SIGKILL")
+
+
+class NeverDies(ScriptedEngine):
+    """Nobody even knows."""
+
+    async def kill(self) -> None:
+        await asyncio.sleep(1e9)
+
+
+class NoDevice(ScriptedEngine):
+    """Its device was there yesterday."""
+
+    tries = 0
+
+    async def start(self) -> None:
+        self.tries += 1
+        raise EngineError("no CUDA-capable device is detected")
+
+
 class Drifting:
     """A clock that is slower than the loop's: by it every timer rings too early."""
 
@@ -49,8 +75,17 @@ class Drifting:
 
 
 class Bench:
-    def __init__(self, engine: ScriptedEngine, clock: Clock, settings: BreakerSettings, canary: Canary) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        engine: ScriptedEngine,
+        clock: Clock,
+        settings: BreakerSettings,
+        canary: Canary,
+        surroundings: Surroundings = UNKNOWN,
+    ) -> None:
+        self.engine: Any = engine
+        self.clock = clock
+        self.draw = 0.5
         self.events: list[Event] = []
         self.guard = Guard(
             engine,
@@ -58,9 +93,10 @@ class Bench:
             model="m",
             settings=settings,
             clock=clock,
-            rng=lambda: 0.5,
+            rng=lambda: self.draw,
             emit=self.events.append,
             on_change=lambda: None,
+            surroundings=surroundings,
         )
 
     async def start(self) -> None:
@@ -77,7 +113,14 @@ class Bench:
         return self.guard.snapshot().mode
 
 
-def on_bench(use: Any, *, engine: ScriptedEngine | None = None, canary: Canary | None = None, **settings: Any) -> Bench:
+def on_bench(
+    use: Any,
+    *,
+    engine: ScriptedEngine | None = None,
+    canary: Canary | None = None,
+    surroundings: Surroundings = UNKNOWN,
+    **settings: Any,
+) -> Bench:
     async def main() -> None:
         try:
             await use(bench)
@@ -87,7 +130,11 @@ def on_bench(use: Any, *, engine: ScriptedEngine | None = None, canary: Canary |
 
     clock = VirtualClock()
     bench = Bench(
-        engine or ScriptedEngine("primary"), clock, BreakerSettings(**settings), canary or Canary([9], EXPECTED)
+        engine or ScriptedEngine("primary"),
+        clock,
+        BreakerSettings(**settings),
+        canary or Canary([9], EXPECTED),
+        surroundings,
     )
     run_virtual(main(), clock=clock)
     return bench
@@ -235,6 +282,160 @@ def test_an_engine_that_nobody_could_vouch_for_must_repeat_itself() -> None:
         assert bench.mode is Mode.CLOSED
 
     on_bench(use, canary=Canary([9]))
+
+
+class Memory:
+    def __init__(self, circuit: SavedCircuit | None = None) -> None:
+        self.circuit = circuit
+        self.modes: list[Mode] = []
+
+    def load(self, model: str, engine: str) -> SavedCircuit | None:
+        return self.circuit
+
+    def save(self, model: str, engine: str, circuit: SavedCircuit) -> None:
+        self.circuit = circuit
+        self.modes.append(circuit.mode)
+
+
+def test_a_circuit_that_was_open_when_the_program_ended_is_started_and_proven_first() -> None:
+    async def use(bench: Bench) -> None:
+        assert bench.guard.admit() is None
+        bench.guard.begin()
+        await asyncio.sleep(1.0)
+        assert bench.mode is Mode.CLOSED
+
+    memory = Memory(SavedCircuit(Mode.OPEN, 2, "too slow", ""))
+    bench = on_bench(use, surroundings=Surroundings(memory=memory))
+    assert memory.modes == [Mode.RESTARTING, Mode.HALF_OPEN, Mode.CLOSED]
+    assert (bench.engine.starts, bench.engine.streams) == (1, 2)
+
+
+def test_hard_open_survives_a_restart_until_the_machine_has_changed() -> None:
+    machine = ["boot 1"]
+
+    async def use(bench: Bench) -> None:
+        bench.guard.begin()
+        await asyncio.sleep(30.0)
+        assert bench.mode is Mode.HARD_OPEN
+        machine[0] = "boot 2"
+        await asyncio.sleep(150.0)
+        assert bench.mode is Mode.CLOSED
+
+    memory = Memory(SavedCircuit(Mode.HARD_OPEN, 0, "driver", "boot 1", HardReason.DRIVER_MISMATCH))
+    look = lambda: MachineSeen(machine[0], is_device_there=True)  # noqa: E731
+    on_bench(use, surroundings=Surroundings(look=look, memory=memory))
+
+
+def test_after_the_machine_slept_a_canary_comes_before_the_next_user() -> None:
+    asleep = [10.0]
+
+    async def use(bench: Bench) -> None:
+        await bench.start()
+        permit = bench.guard.admit()
+        assert permit is not None
+        bench.guard.succeeded(permit)
+        asleep[0] += 3.0
+        assert bench.guard.admit() is None
+        await asyncio.sleep(0.2)
+        assert bench.guard.admit() is not None
+        asleep[0] += 1.9
+        assert bench.guard.admit() is not None
+
+    bench = on_bench(use, surroundings=Surroundings(suspended_s=lambda: asleep[0]))
+    assert bench.engine.streams == 2
+
+
+def test_a_host_that_does_not_react_to_sigkill_is_left_to_the_kernel() -> None:
+    async def use(bench: Bench) -> None:
+        await bench.start()
+        bench.fail(FailureClass.HANG)
+        await asyncio.sleep(20.0)
+        assert bench.mode is Mode.HARD_OPEN
+        assert bench.guard.snapshot().hard is HardReason.UNKILLABLE
+        assert bench.engine.starts == 1
+
+    on_bench(use, engine=Unkillable("primary"))
+    on_bench(use, engine=NeverDies("primary"))
+
+
+def test_a_start_that_says_why_no_start_will_help_is_not_repeated() -> None:
+    async def use(bench: Bench) -> None:
+        bench.fail(FailureClass.CRASH)
+        await asyncio.sleep(1.0)
+        assert bench.guard.snapshot().hard is HardReason.DEVICE_LOST
+        await asyncio.sleep(1e4)
+        assert bench.engine.tries == 1
+
+    on_bench(use, engine=NoDevice("primary"))
+
+
+def test_metrics_only_says_when_it_would_have_opened() -> None:
+    async def use(bench: Bench) -> None:
+        await bench.start()
+        bench.guard.force(Mode.METRICS_ONLY, 60.0)
+        bench.fail(FailureClass.TIMEOUT)
+        assert bench.mode is Mode.METRICS_ONLY
+        assert bench.guard.admits
+        await asyncio.sleep(61.0)
+        assert bench.mode is Mode.CLOSED
+
+    bench = on_bench(use)
+    (told,) = [event for event in bench.events if isinstance(event, CircuitWouldOpen)]
+    assert "too many failures" in told.message()
+
+
+def test_each_change_has_a_name_and_a_level_of_its_own() -> None:
+    async def use(bench: Bench) -> None:
+        await bench.start()
+        bench.fail(FailureClass.CRASH)
+        await asyncio.sleep(1.0)
+        bench.fail(FailureClass.TIMEOUT)
+        bench.guard.force(Mode.FORCED_OPEN)
+        bench.guard.force(None)
+        await asyncio.sleep(1.0)
+        bench.fail(FailureClass.DEVICE_LOST)
+
+    bench = on_bench(use)
+    told = [(event.name, event.level) for event in bench.events if isinstance(event, CircuitChanged)]
+    back = [("circuit.restarting", "warning"), ("circuit.probing", "info"), ("circuit.closed", "info")]
+    forced = [("circuit.opened", "warning"), ("circuit.forced", "warning")]
+    assert told == [*back, *forced, *back, ("circuit.hard_opened", "error")]
+
+
+def test_when_both_are_open_the_one_that_can_be_tried_first_is_tried_at_once() -> None:
+    async def use(bench: Bench) -> None:
+        other = Bench(ScriptedEngine("standby"), bench.clock, BreakerSettings(), Canary([9], EXPECTED))
+        for one in (bench, other):
+            await one.start()
+            one.fail(FailureClass.TIMEOUT)
+            await asyncio.sleep(1.0)
+        assert not bench.guard.is_coming
+        hurry([bench.guard, other.guard])
+        assert (bench.mode, other.mode) == (Mode.HALF_OPEN, Mode.OPEN)
+        assert bench.guard.is_coming
+        await asyncio.sleep(0.5)
+        hurry([bench.guard, other.guard])
+        assert (bench.mode, other.mode) == (Mode.CLOSED, Mode.OPEN)
+        await other.guard.close()
+
+    on_bench(use)
+
+
+def test_one_that_has_just_come_back_is_preferred_by_few() -> None:
+    async def use(bench: Bench) -> None:
+        await bench.start()
+        assert not bench.guard.prefers_others()
+        bench.fail(FailureClass.CRASH)
+        await asyncio.sleep(1.0)
+        bench.draw = 0.3
+        assert bench.guard.prefers_others()
+        bench.draw = 0.05
+        assert not bench.guard.prefers_others()
+        await asyncio.sleep(5.0)
+        bench.draw = 0.3
+        assert not bench.guard.prefers_others()
+
+    on_bench(use)
 
 
 def test_after_close_nobody_is_admitted_and_nothing_is_started() -> None:

@@ -30,11 +30,12 @@ from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.circuit_status import CircuitStatus
 from kensho.resilience.classify import FailureClass, classify
 from kensho.resilience.estimate import EngineTimes
-from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord
+from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord, nobody_left
 from kensho.resilience.guard import Canary, Guard, hurry
 from kensho.resilience.intake import Intake
 from kensho.resilience.life import Floor, Life, Request
 from kensho.resilience.outlet import Outlet
+from kensho.resilience.surroundings import UNKNOWN, Surroundings
 
 _LOOK_EVERY_S = 1.0
 
@@ -103,8 +104,10 @@ class Scheduler:
         clock: Clock,
         rng: Rng,
         emit: Emit,
+        surroundings: Surroundings = UNKNOWN,
     ) -> None:
-        """`tier_of` gives an engine's tier by its name, for the events. `clock` must be the event loop's time."""
+        """`tier_of` gives an engine's tier by its name, for the events. `clock` must be the event loop's time.
+        `surroundings`: what circuits are told of the machine, and their memory."""
         self._model = model
         self._version = version
         self._tier_of = tier_of
@@ -121,7 +124,8 @@ class Scheduler:
                 clock=clock,
                 rng=rng,
                 emit=emit,
-                on_change=self._pump,
+                on_change=self._changed,
+                surroundings=surroundings,
             )
             for engine in (primary, standby)
             if engine is not None
@@ -152,10 +156,13 @@ class Scheduler:
         self._preparing: asyncio.Task[None] | None = None
         self._learning: asyncio.Task[None] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
+        self._circuit_changed = asyncio.Event()
         self._is_closed = False
 
     async def __aenter__(self) -> "Scheduler":
         """Returns when the first engine that can is up; a hot standby comes up behind it. Raises EngineError."""
+        for guard in self._guards.values():
+            guard.begin()
         try:
             await self._start_first()
         except BaseException:
@@ -242,9 +249,23 @@ class Scheduler:
                 else:
                     guard.cancelled(permit)
                     return
+        if why is None and await self._one_comes_back():
+            return
         if why and isinstance(why.__cause__, KenshoError) and not isinstance(why.__cause__, EngineError):
             raise why.__cause__  # a damaged graph, say, is mended by other means than an engine
-        raise EngineError(f"no engine of model {self._model!r} starts", advice=why.advice if why else "") from why
+        if why is None:
+            raise nobody_left(tuple(self._guards.values()), f"no engine of model {self._model!r} may be started")
+        raise EngineError(f"no engine of model {self._model!r} starts", advice=why.advice) from why
+
+    async def _one_comes_back(self) -> bool:
+        """Wait for circuits that remember trouble: their engines are being started and proven. False: none passed."""
+        guards = self._guards.values()
+        while not any(guard.admits and guard.was_started for guard in guards):
+            if any(guard.admits for guard in guards) or not any(guard.is_coming for guard in guards):
+                return False
+            self._circuit_changed.clear()
+            await self._circuit_changed.wait()
+        return True
 
     async def _prepare(self) -> None:
         """Bring up the hot standby. A failure is its circuit's to mend."""
@@ -307,6 +328,10 @@ class Scheduler:
                 task.cancel()
                 await asyncio.wait({task})
             life.settle("cancelled")  # if its task was cancelled before it began
+
+    def _changed(self) -> None:
+        self._circuit_changed.set()
+        self._pump()
 
     def _pump(self) -> None:
         """Called after everything that may free an engine."""
