@@ -1,0 +1,48 @@
+"""What circuits are told of the machine: which start of it this is, whether it slept, whether its device is there.
+
+All of it is read from /proc and from clocks, without touching an engine or a driver.
+"""
+
+import time
+from pathlib import Path
+
+from kensho.app.circuit_file import CircuitFile
+from kensho.base.clock import Seconds
+from kensho.resilience.surroundings import MachineSeen, Surroundings
+from kensho.runtime.graph_entry import read_boot_id
+from kensho.runtime.machine import read_machine
+
+_MAX_BYTES = 4096
+
+
+def surroundings(memory: CircuitFile, root: Path = Path("/")) -> Surroundings:
+    """The edges of every circuit of this program."""
+    engine = read_machine().engine_version
+    return Surroundings(look=lambda: look(engine, root), suspended_s=suspended_s, memory=memory)
+
+
+def look(engine: str, root: Path = Path("/")) -> MachineSeen:
+    """`engine`: name and version of the engine's library. The fingerprint changes with a reboot, an update of the
+    library, and an update of NVIDIA's kernel module."""
+    driver = _first_line(root / "proc/driver/nvidia/version")
+    gpus = root / "proc/driver/nvidia/gpus"
+    try:
+        is_there = any(gpus.iterdir())
+    except OSError:
+        is_there = False
+    return MachineSeen(" | ".join((read_boot_id(root), engine, driver)), is_device_there=is_there)
+
+
+def suspended_s() -> Seconds:
+    """How long the machine has slept since its start; 0 where the kernel does not say."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_MAX_BYTES).partition("\n")[0].strip()
+    except OSError:
+        return ""

@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from kensho.app.circuit_file import CircuitFile
+from kensho.app.machine_state import look, suspended_s
+from kensho.base.events import Event
+from kensho.resilience.circuit import HardReason, Mode
+from kensho.resilience.saved_circuit import SavedCircuit
+
+OPEN = SavedCircuit(Mode.OPEN, 3, "too many failures", "boot 1")
+OFF = SavedCircuit(Mode.HARD_OPEN, 0, "device_lost: gone", "boot 1", HardReason.DEVICE_LOST)
+CLOSED = SavedCircuit(Mode.CLOSED, 0, "canaries passed: 2", "boot 1")
+
+
+def file_in(folder: Path, events: list[Event] | None = None) -> CircuitFile:
+    return CircuitFile(folder / "circuits.json", emit=(events if events is not None else []).append)
+
+
+def test_what_is_saved_is_there_after_a_restart(tmp_path: Path) -> None:
+    file = file_in(tmp_path)
+    file.save("dialogue", "primary", OPEN)
+    assert file.load("dialogue", "primary") == OPEN
+    file.save("dialogue", "standby", OFF)
+    file.close()
+    again = file_in(tmp_path)
+    assert (again.load("dialogue", "primary"), again.load("dialogue", "standby")) == (OPEN, OFF)
+    assert again.load("other", "primary") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["circuits.json"]
+
+
+def test_a_healthy_store_has_no_file(tmp_path: Path) -> None:
+    file = file_in(tmp_path)
+    file.save("dialogue", "primary", CLOSED)
+    file.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_circuit_that_closed_is_forgotten_and_others_are_not(tmp_path: Path) -> None:
+    file = file_in(tmp_path)
+    file.save("dialogue", "primary", OPEN)
+    file.save("dialogue", "standby", OFF)
+    file.close()
+    other = file_in(tmp_path)
+    other.save("dialogue", "primary", CLOSED)
+    other.close()
+    assert list(json.loads((tmp_path / "circuits.json").read_text())["circuits"]) == ["dialogue/standby"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\x00",
+        b"[1]",
+        b'{"format": 2, "circuits": {"dialogue/primary": {}}}',
+        b'{"format": 1, "circuits": [1]}',
+        b'{"format": 1, "circuits": {"dialogue/primary": {"mode": "SLEEPING"}}}',
+        b'{"format": 1, "circuits": {"dialogue/primary": 7}}',
+        b"[" * 100_000,
+        b'{"format": 1, "circuits": {"dialogue/primary": {"mode": "OPEN", "trips": "3"}}}',
+    ],
+)
+def test_a_file_that_makes_no_sense_is_as_good_as_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "circuits.json").write_bytes(data)
+    file = file_in(tmp_path)
+    assert file.load("dialogue", "primary") is None
+    file.save("dialogue", "primary", OPEN)
+    file.close()
+    assert file_in(tmp_path).load("dialogue", "primary") == OPEN
+
+
+def test_a_disk_that_refuses_is_told_once_a_write_and_changes_nothing_else(tmp_path: Path) -> None:
+    events: list[Event] = []
+    file = file_in(tmp_path / "missing", events)
+    file.save("dialogue", "primary", OPEN)
+    file.close()
+    (told,) = events
+    assert "cannot be kept" in told.message()
+
+
+def test_the_fingerprint_changes_with_boot_engine_and_driver(tmp_path: Path) -> None:
+    boot, driver = tmp_path / "proc/sys/kernel/random/boot_id", tmp_path / "proc/driver/nvidia/version"
+    boot.parent.mkdir(parents=True)
+    driver.parent.mkdir(parents=True)
+    seen = set()
+    for first, second, engine in [("a", "550", "1.31"), ("b", "550", "1.31"), ("b", "560", "1.31"), ("b", "560", "2")]:
+        boot.write_text(first)
+        driver.write_text(f"NVRM version: {second}\nGCC 12\n")
+        seen.add(look(engine, tmp_path).fingerprint)
+    assert len(seen) == 4
+    assert not look("1.31", tmp_path).is_device_there
+    (tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    assert look("1.31", tmp_path).is_device_there
+
+
+def test_this_machine_has_not_slept_between_two_readings() -> None:
+    assert abs(suspended_s() - suspended_s()) < 0.1
