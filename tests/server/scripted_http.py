@@ -69,10 +69,10 @@ class ScriptedApp:
 
 
 class Client:
-    """One connection. `reads` False: it takes nothing in. `gone_after_s`: when it goes away."""
+    """One connection. `takes_s`: how long it takes in each message. `gone_after_s`: when it goes away."""
 
-    def __init__(self, app: ScriptedApp, *, reads: bool = True, gone_after_s: float | None = None) -> None:
-        self._reads = reads
+    def __init__(self, app: ScriptedApp, *, takes_s: float = 0.0, gone_after_s: float | None = None) -> None:
+        self._takes_s = takes_s
         self._gone_after_s = gone_after_s
         self.aborted = 0
         self.status = 0
@@ -124,8 +124,7 @@ class Client:
         return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
     async def _take(self, message: Any) -> None:
-        if not self._reads:
-            await asyncio.sleep(10_000)
+        await asyncio.sleep(self._takes_s)
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = {name.decode(): value.decode() for name, value in message["headers"]}

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from scripted_http import Client, ScriptedApp
+from scripted_http import TOKEN_S, Client, ScriptedApp
 
 from kensho.base.errors import (
     CompileFailed,
@@ -202,13 +202,30 @@ def test_a_client_that_does_not_read_is_cut_off_and_frees_its_engine(is_stream: 
     app = ScriptedApp(["x"] * 50)
 
     async def main() -> Client:
-        client = Client(app, reads=False)
+        client = Client(app, takes_s=10_000)
         async with asyncio.timeout(completions.SEND_S + 10):
             await client.request("POST", CHAT, ASKED | {"stream": is_stream})
         return client
 
     assert run_virtual(main()).aborted == 1
     assert app.running == 0
+
+
+def test_a_client_that_reads_slowly_does_not_hold_the_engine_and_gets_all_of_it() -> None:
+    app = ScriptedApp([f"{number} " for number in range(50)])
+
+    async def main() -> Client:
+        client = Client(app, takes_s=3.0)
+        asking = asyncio.create_task(client.request("POST", CHAT, ASKED | {"stream": True}))
+        await asyncio.sleep(50 * TOKEN_S + 1.0)
+        assert app.running == 0 and not client.is_complete
+        await asking
+        return client
+
+    *chunks, done = run_virtual(main()).events
+    assert done == "[DONE]" and len(chunks) < 10
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == "".join(app.pieces)
 
 
 def test_a_body_comes_in_pieces_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """POST /v1/chat/completions and /v1/completions: one request, one answer, whole or as a stream.
 
 Rules: (1) an error before the first token has its own status; one after it is an event of the stream, which then ends;
-(2) a client that goes away, or does not read for SEND_S, frees its engine within one step; (3) at most MAX_BODY_BYTES
-are taken in, within BODY_S.
+(2) a client that goes away frees its engine within one step, and one that reads slowly does not hold it; one that does
+not read for SEND_S is cut off; (3) at most MAX_BODY_BYTES are taken in, within BODY_S.
 """
 
 import asyncio
@@ -108,17 +108,36 @@ class Completions:
         shape: ReplyShape,
         reply: "_Reply",
     ) -> None:
-        piece = await anext(pieces, "")  # who answers is known with the first token, and said in the headers
-        await reply.begin(answer.so_far)
-        for chunk in shape.first():
-            await reply.event(chunk)
-        while True:
-            if piece:
-                await reply.event(shape.piece(piece))
-            following = await anext(pieces, None)
-            if following is None:
-                break
-            piece = following
+        first = await anext(pieces, "")  # who answers is known with the first token, and said in the headers
+        # The engine goes at its own pace and is free when it is done, however slowly its words are read: what waits
+        # is text, 200 KB at most.
+        waiting, is_new = [first], asyncio.Event()
+
+        async def collect() -> None:
+            async for piece in pieces:
+                waiting.append(piece)
+                is_new.set()
+
+        collecting = asyncio.create_task(collect())
+        collecting.add_done_callback(lambda _: is_new.set())
+        try:
+            await reply.begin(answer.so_far)
+            for chunk in shape.first():
+                await reply.event(chunk)
+            while True:
+                is_new.clear()
+                is_over, text = collecting.done(), "".join(waiting)
+                waiting.clear()
+                if text:
+                    await reply.event(shape.piece(text))
+                elif is_over:
+                    break
+                else:
+                    await is_new.wait()
+            collecting.result()
+        finally:
+            collecting.cancel()
+            await asyncio.gather(collecting, return_exceptions=True)
         record = answer.so_far
         for chunk in shape.last(record, _finish(record, scan)):
             await reply.event(chunk)
