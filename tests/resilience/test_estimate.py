@@ -40,7 +40,8 @@ def test_an_engine_learns_prefill_by_size_and_steps_apart() -> None:
     for _ in range(30):
         seen.prefilled(10, 0.05, 0.0)
         seen.prefilled(200, 0.8, 0.0)
-        seen.stepped(0.02, 0.0)
+        for step_s in (0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.01, 0.03):
+            seen.stepped(step_s, 0.0)
     times = seen.times(1.0)
     assert [times.needed_s(Work(ids)) for ids in (1, 16, 17, 256, 512)] == [0.05, 0.05, 0.8, 0.8, 1.6]
     assert times.needed_s(Work(10, steps=10)) == pytest.approx(0.25)

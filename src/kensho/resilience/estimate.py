@@ -21,6 +21,8 @@ from kensho.base.structs import Struct
 WINDOW_S: Seconds = 60.0
 SAMPLES = 64
 """Enough for a 95th percentile that three outliers do not move."""
+STEPS_TOGETHER = 8
+"""A time of a step is the mean of so many: one alone jitters with the machine, and what is asked about is their sum."""
 REMAKE_S: Seconds = 0.01
 FEW = 20
 """Of fewer samples the median is taken: their 95th percentile is their maximum, and one long prompt would refuse
@@ -104,6 +106,8 @@ class EngineTimes:
     def __init__(self) -> None:
         self._prefills: dict[int, RecentTimes] = {}
         self._steps = RecentTimes()
+        self._steps_s = 0.0
+        self._steps_open = 0
         self._told = Times()
         self._told_at_s = float("-inf")
 
@@ -113,7 +117,12 @@ class EngineTimes:
         self._prefills.setdefault(size, RecentTimes()).add(seconds, now_s)
 
     def stepped(self, seconds: Seconds, now_s: Seconds) -> None:
-        self._steps.add(seconds, now_s)
+        """One token after another took so long."""
+        self._steps_s += seconds
+        self._steps_open += 1
+        if self._steps_open == STEPS_TOGETHER:
+            self._steps.add(self._steps_s / STEPS_TOGETHER, now_s)
+            self._steps_s, self._steps_open = 0.0, 0
 
     def times(self, now_s: Seconds) -> Times:
         """Made anew after `REMAKE_S`: it is asked for several times a token, and cannot change much meanwhile."""
