@@ -9,54 +9,22 @@ that both share in `act(context, app)`.
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 from kensho import __version__
-from kensho.base.clock import Clock, SystemClock
+from kensho.base.clock import SystemClock
 from kensho.base.errors import KenshoError, UsageError
-from kensho.base.structs import Struct, field
 from kensho.cli import exits
 from kensho.cli.arguments import Arguments
+from kensho.cli.context import Context, Result
 from kensho.cli.output import Output
 from kensho.cli.usage import COMMANDS, GLOBAL_OPTIONS, help_text, words_of
-from kensho.settings import Settings, load_settings
+from kensho.settings import load_settings
 
 if TYPE_CHECKING:
-    from kensho.app import Kensho
     from kensho.runtime.prefork import Prefork
-
-
-class Context(Struct):
-    """What a command is given."""
-
-    args: SimpleNamespace
-    settings: Settings
-    output: Output
-    clock: Clock
-    first_host: "Prefork | None" = None
-    """An engine host that is there already (`entry`), for the command that answers."""
-
-    def open_app(self, *, has_log: bool = True) -> "Kensho":
-        """The application on these settings, its events told by this command's output. Use it with `with`."""
-        from kensho.app import Kensho
-
-        return Kensho(
-            self.settings,
-            clock=self.clock,
-            listener=self.output.on_event,
-            has_log=has_log,
-            first_host=self.first_host,
-        )
-
-
-class Result(Struct):
-    """How a command ended: the exit code, the keys of its summary and, where it failed after doing something, why."""
-
-    code: int = exits.OK
-    keys: Mapping[str, object] = field(factory=dict)
-    error: KenshoError | None = None
 
 
 def main(argv: Sequence[str] | None = None, *, first_host: "Prefork | None" = None) -> int:

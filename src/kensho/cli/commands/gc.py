@@ -2,7 +2,7 @@
 
 from kensho.base.units import size_text
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 
 def add_arguments(arguments: Arguments) -> None:

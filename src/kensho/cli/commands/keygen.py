@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 
 def add_arguments(arguments: Arguments) -> None:

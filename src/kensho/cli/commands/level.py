@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, get_args
 from kensho.base.errors import NoDaemon
 from kensho.base.events import Level, Service
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 if TYPE_CHECKING:
     from kensho.app import Kensho

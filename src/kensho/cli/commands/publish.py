@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kensho.base.units import size_text
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 
 def add_arguments(arguments: Arguments) -> None:

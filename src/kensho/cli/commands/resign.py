@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
 

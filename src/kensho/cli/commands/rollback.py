@@ -1,7 +1,7 @@
 """`kensho rollback MODEL [--to V]`: the previous version again, from this disk, in seconds."""
 
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 
 def add_arguments(arguments: Arguments) -> None:

@@ -12,7 +12,8 @@ from kensho import __version__
 from kensho.base.errors import NoDaemon, UsageError
 from kensho.base.events import Event
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result, Said, parse, tell_error, tell_interrupted
+from kensho.cli.context import Context, Result
+from kensho.cli.main import Said, parse, tell_error, tell_interrupted
 from kensho.cli.output import Output
 
 if TYPE_CHECKING:

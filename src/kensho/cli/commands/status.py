@@ -8,7 +8,7 @@ from kensho.base.structs import as_dict
 from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

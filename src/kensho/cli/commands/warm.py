@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kensho.base.errors import KenshoError
 from kensho.cli import exits
 from kensho.cli.arguments import Arguments
-from kensho.cli.main import Context, Result
+from kensho.cli.context import Context, Result
 
 if TYPE_CHECKING:
     from kensho.app import Kensho
