@@ -22,7 +22,6 @@ IsolationChoice = Literal["process", "none"]
 MAX_CONFIG_BYTES = 64 * 1024
 
 
-
 class Settings(Struct, kw_only=True):
     """Everything that can be chosen. Units are in the names."""
 
@@ -45,8 +44,8 @@ class Settings(Struct, kw_only=True):
     standby: StandbyChoice = "hot"
     """hot = a second engine host is loaded beside the first; on_demand = it is started when the first fails."""
     isolation: IsolationChoice = "process"
-    """process = each engine is a child process, whose crash or hang costs one request; none = engines are threads of this
-    process, for scripts (the standby is then started on demand)."""
+    """process = each engine is a child process, whose crash or hang costs one request; none = engines are threads
+    of this process, for scripts (the standby is then started on demand)."""
     threads: int = 0
     """Threads of one engine host; 0 = as many as this process may use, at most 4."""
     max_context: int = 2048
