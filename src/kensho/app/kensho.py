@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from kensho.delivery.store import InstalledModel
     from kensho.delivery.updater import PullReport
     from kensho.runtime.frames import FaultKind
-    from kensho.runtime.host import EngineHost
     from kensho.runtime.loaded_graph import LoadedGraph
     from kensho.runtime.prefork import Prefork
 
@@ -270,7 +269,7 @@ class Kensho:
 
     # --- below ---
 
-    def _engine(self, model: str, engine: str) -> "EngineHost":
+    def _engine(self, model: str, engine: str) -> "LoadedEngine":
         served = self._serving.served(model) if self._serving else None
         hosts = {host.name: host for host in served.engines} if served else {}
         if engine not in hosts:
@@ -279,7 +278,7 @@ class Kensho:
 
     def _serve(self) -> "Serving":
         if self._serving is None:
-            from kensho.app.opening import ModelOpener
+    from kensho.app.opening import LoadedEngine
             from kensho.app.serving import Serving
             from kensho.runtime.memory import read_memory
 
