@@ -12,7 +12,7 @@ import sys
 
 from kensho import __version__
 from kensho.cli.client import INTERRUPTED, store_of, try_daemon
-from kensho.cli.usage import help_text
+from kensho.cli.usage import help_text, words_of
 
 TYPE_CHECKING = False  # importing `typing` takes longer than asking the daemon
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
     from kensho.runtime.prefork import Prefork
 
-RUN_FLAGS = frozenset({"--json", "--quiet", "--no-network", "--debug", "--raw-prompt"})
-RUN_OPTIONS = frozenset(
-    {"--store", "--max-tokens", "--temperature", "--seed", "--engine", "--tier", "--priority", "--deadline"}
-)
-"""Without a value, and with one: the options of `kensho run` for which a host is forked ahead."""
 SHARED = (
     "contextvars",
     "datetime",
@@ -74,30 +69,21 @@ def _main(arguments: list[str], environ: "Mapping[str, str]") -> int:
 
 
 def will_answer(arguments: list[str], environ: "Mapping[str, str]") -> bool:
-    """Whether the command is a `kensho run` that can begin: its arguments are complete and the store is there."""
-    if not is_whole_run(arguments):
+    """Whether the command is a `kensho run` that can begin: its arguments make sense and the store is there."""
+    words = words_of(arguments)
+    if not words or arguments[words[0]] != "run":
         return False
     _, store = store_of(arguments, environ)
-    return bool(store) and os.path.exists(f"{store}/format")
+    if not store or not os.path.exists(f"{store}/format"):
+        return False
+    from kensho.base.errors import UsageError
+    from kensho.cli.command_line import Said, parse
 
-
-def is_whole_run(arguments: list[str]) -> bool:
-    """Whether these are `run`, a model, a prompt and known options. Values are not looked at."""
-    words, takes_value = [], False
-    for index, argument in enumerate(arguments):
-        name, sign, _ = argument.partition("=")
-        if takes_value:
-            takes_value = False
-        elif argument == "--":
-            words += arguments[index + 1 :]
-            break
-        elif argument in RUN_OPTIONS:
-            takes_value = True
-        elif not argument.startswith("-"):
-            words.append(argument)
-        elif argument not in RUN_FLAGS and not (sign and name in RUN_OPTIONS):
-            return False
-    return len(words) == 3 and words[0] == "run" and not takes_value
+    try:
+        parse(arguments)
+    except (UsageError, Said):
+        return False
+    return True
 
 
 def _leave(code: int) -> None:
@@ -117,14 +103,16 @@ def _text_at_once(argument: str) -> str:
 
 
 def _fork_host(arguments: list[str], environ: "Mapping[str, str]") -> "Prefork | None":
-    if not will_answer(arguments, environ):
-        return None
     import gc
+
+    gc.disable()  # modules are not garbage: looking for it costs the two processes 8 ms
+    if not will_answer(arguments, environ):
+        gc.enable()
+        return None
     from importlib import import_module
 
     from kensho.runtime.prefork import prefork
 
-    gc.disable()  # modules are not garbage: looking for it costs the two processes 8 ms
     for name in SHARED:
         import_module(name)
     try:

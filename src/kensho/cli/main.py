@@ -6,21 +6,18 @@ asks for it. The console script comes here by way of `entry`. What a daemon runs
 that both share in `act(context, app)`.
 """
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from kensho import __version__
 from kensho.base.clock import SystemClock
-from kensho.base.errors import KenshoError, UsageError
+from kensho.base.errors import KenshoError
 from kensho.cli import exits
-from kensho.cli.arguments import Arguments
+from kensho.cli.command_line import Said, parse
 from kensho.cli.context import Context, Result
 from kensho.cli.output import Output
-from kensho.cli.usage import COMMANDS, GLOBAL_OPTIONS, help_text, words_of
 from kensho.settings import load_settings
 
 if TYPE_CHECKING:
@@ -74,40 +71,6 @@ def tell_interrupted(output: Output) -> int:
     """Say that somebody stopped the command; the exit code."""
     output.summary(exits.INTERRUPTED, {}, KenshoError("interrupted", advice="run the same command again to go on"))
     return exits.INTERRUPTED
-
-
-def parse(given: list[str]) -> tuple[SimpleNamespace, ModuleType]:
-    """The values of the arguments, and the command's module, the only one that is imported. Raises UsageError.
-
-    Global options may stand before or after the command.
-    """
-    at = next(iter(words_of(given)), len(given))
-    name = given[at] if at < len(given) else None
-    _say_at_once(given[:at])
-    if name not in COMMANDS:
-        reason = f"there is no command {name[:80]!r}" if name else "no command was given"
-        raise UsageError(reason, advice="see kensho --help")
-    arguments = Arguments(f"kensho {name}", COMMANDS[name])
-    module = importlib.import_module(f"kensho.cli.commands.{name}")
-    module.add_arguments(arguments)
-    arguments.add_everywhere(GLOBAL_OPTIONS)
-    options = given[at + 1 :]
-    if not {"-h", "--help"}.isdisjoint(options[: options.index("--")] if "--" in options else options):
-        raise Said(arguments.help_text())
-    values = arguments.read([*given[:at], *options])
-    values.command = name
-    return values, module
-
-
-def _say_at_once(arguments: list[str]) -> None:
-    """What stands before the command: `kensho --help` and `kensho --version`."""
-    for option, text in (("-h", help_text()), ("--help", help_text()), ("--version", f"kensho {__version__}\n")):
-        if option in arguments:
-            raise Said(text)
-
-
-class Said(Exception):
-    """All that was wanted is this text."""
 
 
 def _overrides(args: SimpleNamespace) -> dict[str, object]:

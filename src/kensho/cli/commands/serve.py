@@ -4,6 +4,7 @@ A command that it runs is the same code as without it: `act(context, app)` of th
 application and a voice that ends at the client.
 """
 
+import sys
 from collections.abc import Coroutine
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -12,8 +13,9 @@ from kensho import __version__
 from kensho.base.errors import NoDaemon, UsageError
 from kensho.base.events import Event
 from kensho.cli.arguments import Arguments
+from kensho.cli.command_line import Said, parse
 from kensho.cli.context import Context, Result
-from kensho.cli.main import Said, parse, tell_error, tell_interrupted
+from kensho.cli.main import tell_error, tell_interrupted
 from kensho.cli.output import Output
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ async def _serve(context: Context) -> Result:
     import asyncio
     import signal
 
+    from kensho.app import Kensho
     from kensho.server.daemon import serve
 
     stop, loop, me = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
@@ -64,7 +67,10 @@ async def _serve(context: Context) -> Result:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, end)
-    app = await context.open_app().__aenter__()
+    # Where a person watches, warnings are shown as they come. Elsewhere the log has them: a pipe that nobody reads
+    # would stop the daemon when it is full.
+    listener = context.output.on_event if sys.stderr.isatty() else None
+    app = await Kensho(context.settings, clock=context.clock, listener=listener).__aenter__()
     try:
         await serve(
             app,
