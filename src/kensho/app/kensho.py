@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from kensho.app.activity import LoadedModel
+    from kensho.app.opening import LoadedEngine
     from kensho.app.serving import Serving
     from kensho.delivery.checker import VerifyReport
     from kensho.delivery.installed import Release
@@ -278,7 +279,7 @@ class Kensho:
 
     def _serve(self) -> "Serving":
         if self._serving is None:
-    from kensho.app.opening import LoadedEngine
+            from kensho.app.opening import ModelOpener
             from kensho.app.serving import Serving
             from kensho.runtime.memory import read_memory
 
