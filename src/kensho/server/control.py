@@ -85,8 +85,9 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        data = "".join(self._parts).encode(self._encoding, self._errors)
-        self._parts.clear()
+        text = "".join(self._parts)
+        self._parts.clear()  # also when it cannot be said in the client's encoding
+        data = text.encode(self._encoding, self._errors)
         for start in range(0, len(data), MAX_OUTPUT_BYTES):
             self._send(self._kind, data[start : start + MAX_OUTPUT_BYTES])
 
