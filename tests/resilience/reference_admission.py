@@ -88,7 +88,7 @@ class ReferenceQueue:
         if now_s + needed_s(one, estimate) > deadline_s:
             return [self.refusal(one, "deadline", estimate)]
         level = self.level(now_s, estimate)
-        if len(self.waiting) >= max(1, estimate.slots):
+        if self.waiting and self.drain_s(one, estimate) > (deadline_s - now_s - needed_s(one, estimate)) / 2:
             if level == "SATURATED" and priority in {Priority.NORMAL, Priority.LOW}:
                 return [self.refusal(one, "saturated", estimate)]
             if level == "PRESSURED" and priority is Priority.LOW:
@@ -212,6 +212,9 @@ class ReferenceQueue:
         return self.refusal(one, reason, estimate)
 
     def refusal(self, one: Waiting, reason: str, estimate: Estimate) -> tuple[int, str, float]:
+        return one.number, reason, self.drain_s(one, estimate)
+
+    def drain_s(self, one: Waiting, estimate: Estimate) -> float:
         before = sum(w.priority <= one.priority for w in self.waiting)
         each_s = estimate.service_s if estimate.service_s > 0 else 1.0
-        return one.number, reason, (before + 1) * each_s / max(1, estimate.slots)
+        return (before + 1) * each_s / max(1, estimate.slots)

@@ -184,7 +184,7 @@ def test_five_rejections_in_ten_seconds_pause_unimportant_work_only() -> None:
     assert waiting.level(5.0, NOTHING_KNOWN) is Level.SATURATED
     waiting.take(5.0, NOTHING_KNOWN)
     for priority, reasons in [(LOW, ["saturated"]), (NORMAL, ["saturated"]), (HIGH, [])]:
-        assert [one.reason for one in waiting.offer(priority, None, 5.0, NOTHING_KNOWN)[1]] == reasons
+        assert [one.reason for one in waiting.offer(priority, 15.0, 5.0, Estimate(service_s=3.0))[1]] == reasons
     assert waiting.level(10.0, NOTHING_KNOWN) is not Level.SATURATED
 
 
@@ -194,8 +194,19 @@ def test_refusals_because_of_saturation_do_not_prolong_it() -> None:
     for _ in range(5):
         waiting.offer(HIGH, None, 0.0, NOTHING_KNOWN)
     for tenth in range(1, 100):
-        waiting.offer(LOW, None, tenth / 10, NOTHING_KNOWN)
+        (refused,) = waiting.offer(LOW, tenth / 10 + 1.5, tenth / 10, NOTHING_KNOWN)[1]
+        assert refused.reason == "saturated"
     assert waiting.level(10.0, NOTHING_KNOWN) is not Level.SATURATED
+
+
+def test_who_would_not_wait_long_is_taken_even_when_saturated() -> None:
+    waiting = queue(bound=3)
+    fill(waiting, HIGH, 3)
+    for _ in range(5):
+        waiting.offer(HIGH, None, 0.0, NOTHING_KNOWN)
+    waiting.take(0.0, NOTHING_KNOWN)
+    assert waiting.level(0.0, NOTHING_KNOWN) is Level.SATURATED
+    assert waiting.offer(LOW, 60.0, 0.0, Estimate(service_s=10.0))[1] == []
 
 
 def test_an_empty_queue_takes_anyone_even_when_saturated() -> None:
@@ -213,8 +224,9 @@ def test_long_waits_pause_low_work_after_a_second() -> None:
     waiting.offer(NORMAL, 10.0, 0.0, NOTHING_KNOWN)
     assert waiting.level(2.1, NOTHING_KNOWN) is Level.NORMAL
     assert waiting.level(3.2, NOTHING_KNOWN) is Level.PRESSURED
-    assert [one.reason for one in waiting.offer(LOW, None, 3.2, NOTHING_KNOWN)[1]] == ["pressured"]
-    assert waiting.offer(NORMAL, None, 3.2, NOTHING_KNOWN)[1] == []
+    assert [one.reason for one in waiting.offer(LOW, 6.2, 3.2, NOTHING_KNOWN)[1]] == ["pressured"]
+    assert waiting.offer(LOW, 9.2, 3.2, NOTHING_KNOWN)[1] == []
+    assert waiting.offer(NORMAL, 6.2, 3.2, NOTHING_KNOWN)[1] == []
 
 
 def test_a_refusal_explains_itself() -> None:

@@ -7,9 +7,9 @@ needs is a p95, not a mean; if not, it is refused at once. (4) The highest class
 the lowest waiting class, unless a CRITICAL request waits: LOW starts after at most `low_turn` others for each LOW
 request before it. (5) Inside a class the oldest goes first, until it has waited too long and has a crowd behind it:
 then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten seconds are called
-SATURATED: NORMAL and LOW newcomers are refused while every slot has somebody waiting for it. That is announced, and no
-circuit is opened. (7) A request that was begun and had to stop (`resume`) goes before the others of its
-class, and is never evicted.
+SATURATED: NORMAL and LOW newcomers are refused if the queue will not have drained within half of the time that they may
+wait. That is announced, and no circuit is opened. (7) A request that was begun and had to stop (`resume`) goes before
+the others of its class, and is never evicted.
 
 Every method is O(1), except where a rule looks at the whole queue (at most `bound_most` + reserve requests): when it is
 full, and for the level, ten times a second.
@@ -162,6 +162,7 @@ _WORDS: dict[Reason, tuple[str, str]] = {
 }
 
 _UNMEASURED_SERVICE_S = 1.0  # guess, for the retry-after of the very first refusals
+_PATIENCE = 0.5  # share of its time; refusing whoever waits at all costs a tenth of the goodput of bursts (simulated)
 _LOOK_EVERY_S = 0.1  # how often the whole queue is looked at for the level
 
 _Line = OrderedDict[int, Ticket]
@@ -217,12 +218,10 @@ class AdmissionQueue:
         self._next_number += 1
         if not _is_in_time(ticket, now_s, estimate):
             return ticket, [self._refuse(ticket, "deadline", estimate)]
-        is_busy = len(self) >= max(1, estimate.slots)
         level = self.level(now_s, estimate)
-        if is_busy and level is Level.SATURATED and priority >= Priority.NORMAL:
-            return ticket, [self._refuse(ticket, "saturated", estimate)]
-        if is_busy and level is Level.PRESSURED and priority is Priority.LOW:
-            return ticket, [self._refuse(ticket, "pressured", estimate)]
+        is_shed = level is Level.SATURATED and priority >= Priority.NORMAL
+        if (is_shed or (level is Level.PRESSURED and priority is Priority.LOW)) and self._waits_long(ticket, estimate):
+            return ticket, [self._refuse(ticket, "saturated" if is_shed else "pressured", estimate)]
         refused = self._make_room(ticket, now_s, estimate)
         if not any(one.ticket is ticket for one in refused):
             self._fresh[priority][ticket.number] = ticket
@@ -360,11 +359,20 @@ class AdmissionQueue:
         return self._refuse(ticket, reason, estimate)
 
     def _refuse(self, ticket: Ticket, reason: Reason, estimate: Estimate) -> Refused:
-        """`retry_after_s` is the predicted drain: when those who go first will have gone."""
+        return Refused(ticket, reason, self._drain_s(ticket, estimate))
+
+    def _drain_s(self, ticket: Ticket, estimate: Estimate) -> Seconds:
+        """When those who go first will have gone, and one more, as far as can be predicted."""
         depths = self.depths()
         ahead = sum(depths[p] for p in Priority if p <= ticket.priority)
         service_s = estimate.service_s or _UNMEASURED_SERVICE_S
-        return Refused(ticket, reason, (ahead + 1) * service_s / max(1, estimate.slots))
+        return (ahead + 1) * service_s / max(1, estimate.slots)
+
+    def _waits_long(self, newcomer: Ticket, estimate: Estimate) -> bool:
+        if not len(self):
+            return False
+        allowed_s = newcomer.deadline_s - newcomer.arrived_s - estimate.needed_s(newcomer)
+        return self._drain_s(newcomer, estimate) > _PATIENCE * allowed_s
 
     def _look(self, now_s: Seconds, estimate: Estimate) -> None:
         self._looked_at_s = now_s

@@ -26,8 +26,8 @@ from kensho.resilience.estimate import ONE, RecentTimes, Work
 
 _NEXT_STEPS = {
     Level.NORMAL: "everything is taken in",
-    Level.PRESSURED: "low requests are refused while others wait",
-    Level.SATURATED: "overloaded, pausing unimportant work: normal and low requests are refused while others wait",
+    Level.PRESSURED: "low requests that would wait long are refused",
+    Level.SATURATED: "overloaded, pausing unimportant work: normal and low requests that would wait long are refused",
 }
 
 _LOOK_AGAIN_S = 1.0  # the level also falls when nothing happens; it is announced at most this late
