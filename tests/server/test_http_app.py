@@ -1,0 +1,67 @@
+"""Health and models: what a watcher sees."""
+
+import asyncio
+from typing import get_args
+
+import pytest
+from scripted_http import Client, ScriptedApp
+
+from kensho.app.activity import LoadedModel
+from kensho.app.status import ModelStatus, State, Status
+from kensho.base.ids import Digest
+from kensho.delivery.installed import Release
+
+
+class StandingApp(ScriptedApp):
+    """Has a status."""
+
+    def __init__(self, state: State, *, level: str = "NORMAL") -> None:
+        super().__init__()
+        models = (
+            ModelStatus("demo", "1.0.0", None, "ready", 10, tier="mapped"),
+            ModelStatus("absent", "", None, "degraded", 0, "it could not be had"),
+        )
+        self._status = Status(state, f"It is {state}.", models)
+        self._level = level
+
+    def status(self) -> Status:
+        return self._status
+
+    def loaded(self) -> list[LoadedModel]:
+        return [
+            LoadedModel(
+                model="demo", version="1.0.0", tier="mapped", is_upgrading=False, is_pinned=False, engines=(),
+                level=self._level, waiting={}, running=0, slots=2,
+            )
+        ]  # fmt: skip
+
+    def releases(self) -> list[Release]:
+        return [Release("demo", "1.0.0", 1, Digest("0" * 64), 1_700_000_000.5, ())]
+
+
+def get(app: StandingApp, path: str) -> Client:
+    return asyncio.run(Client(app).request("GET", path))
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_health_is_200_where_it_can_answer(state: State) -> None:
+    client = get(StandingApp(state), "/health")
+    assert client.json == {"status": state, "sentence": f"It is {state}."}
+    assert client.status == (200 if state in ("ready", "working", "degraded") else 503)
+    assert client.headers["cache-control"] == "no-store"
+
+
+def test_a_saturated_queue_is_overload() -> None:
+    client = get(StandingApp("ready", level="SATURATED"), "/health")
+    assert (client.status, client.json["status"]) == (503, "overloaded")
+    assert "demo" in client.json["sentence"]
+
+
+def test_only_what_is_installed_is_listed() -> None:
+    listed = get(StandingApp("degraded"), "/v1/models").json
+    about = {"version": "1.0.0", "state": "ready", "tier": "mapped"}
+    card = {"id": "demo", "object": "model", "created": 1_700_000_000, "owned_by": "kensho", "kensho": about}
+    assert listed == {"object": "list", "data": [card]}
+    assert get(StandingApp("ready"), "/v1/models/demo").json == card
+    missing = get(StandingApp("ready"), "/v1/models/absent")
+    assert (missing.status, missing.json["error"]["code"]) == (404, "model_not_found")
