@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help setup setup-dev demo crash-test test check dist lock golden system-deps clean
+.PHONY: help setup setup-dev demo crash-test test check bench bench-peers bench-runtime dist lock golden system-deps clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,16 @@ check: setup-dev  ## format, lint, import rules, types, fast tests
 bench: setup-dev  ## delivery beside its peers, each against its bar (needs nginx-light aria2 zsync; 1 GB in build/)
 	@for name in download verify repair startup; do $(BIN)/python bench/$$name.py || exit 1; echo; done
 
+bench-peers: build/peers/peers.stamp  ## the engines that bench-runtime compares with (in build/peers/; llama.cpp is built: minutes)
+
+build/peers/peers.stamp: requirements/peers.lock
+	@mkdir -p build && $(PYTHON) -m venv build/peers
+	@build/peers/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/peers.lock
+	@touch $@
+
+bench-runtime: setup-dev  ## the runtime beside the peers that are there (20 minutes; 3 GB in build/)
+	@for name in compile peers busy failures; do $(BIN)/python bench/runtime_$$name.py || exit 1; echo; done
+
 dist: setup-dev  ## build a wheel and prove that it runs `kensho demo` with no checkout
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null
@@ -61,6 +71,7 @@ lock: setup-dev  ## renew the lock files (needs `uv`); they hold hashes and no a
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U requirements/build.in -o requirements/build.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U pyproject.toml -o requirements/core.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U requirements/dev.in -c requirements/core.lock -o requirements/dev.lock
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -U requirements/peers.in -o requirements/peers.lock
 
 system-deps:  ## install the system programs that some tests use (Debian; needs root)
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light strace util-linux >/dev/null
