@@ -24,7 +24,7 @@ def test_a_frame_says_its_kind_and_length() -> None:
     assert data[HEADER_BYTES:] == b"text"
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(ARGUMENTS, st.dictionaries(st.sampled_from(["version", "store"]), st.text("ab=/ ", max_size=9)))
 def test_a_request_comes_out_as_it_went_in(argv: list[str], about: dict[str, str]) -> None:
     assert decode_request(encode_request(about, argv)) == (about, argv)
@@ -35,7 +35,7 @@ def test_arguments_that_are_not_utf8_survive() -> None:
     assert decode_request(encode_request({}, argv)) == ({}, argv)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_request_or_refused(payload: bytes) -> None:
     try:

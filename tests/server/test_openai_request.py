@@ -114,7 +114,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
             parse(body, {})
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     st.dictionaries(
         st.sampled_from(["model", "messages", "prompt", "stop", "n", "seed", "stream", "stream_options", "tools"]),
