@@ -20,7 +20,7 @@ from kensho.base.errors import (
     TrustError,
 )
 from kensho.base.events import ErrorRaised
-from kensho.server import completions
+from kensho.server import completions, reply
 from kensho.testing.loop import run_virtual
 
 CHAT = "/v1/chat/completions"
@@ -203,7 +203,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_frees_its_engine(is_stream: 
 
     async def main() -> Client:
         client = Client(app, takes_s=10_000)
-        async with asyncio.timeout(completions.SEND_S + 10):
+        async with asyncio.timeout(reply.SEND_S + 10):
             await client.request("POST", CHAT, ASKED | {"stream": is_stream})
         return client
 

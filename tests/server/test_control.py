@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kensho.server import control
-from kensho.server.control import ControlServer, NotMine, Request, Streams
+from kensho.server.control import ControlServer
 from kensho.server.control_frames import (
     ACCEPTED,
     CANCEL,
@@ -29,6 +29,7 @@ from kensho.server.control_frames import (
     frame,
     header,
 )
+from kensho.server.control_streams import NotMine, Request, Streams
 
 Frames = list[tuple[bytes, bytes]]
 RUN = frame(REQUEST, encode_request({}, ["run"]))

@@ -1,1 +1,1 @@
-"""Server: what Kensho answers over HTTP. Today the static origin; the API and the live page come here."""
+"""Server: the daemon, its socket for thin clients and its HTTP interface; and the static origin for trials."""

@@ -2,14 +2,14 @@
 
 Rules: (1) an error before the first token has its own status; one after it is an event of the stream, which then ends;
 (2) a client that goes away frees its engine within one step, and one that reads slowly does not hold it; one that does
-not read for SEND_S is cut off; (3) at most MAX_BODY_BYTES are taken in, within BODY_S.
+not read for a while is cut off (`reply`); (3) at most MAX_BODY_BYTES are taken in, within BODY_S.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from kensho.app import AnswerRecord, AnswerStream, GenerateOptions, Kensho
 from kensho.base.clock import Clock, Seconds
@@ -18,15 +18,13 @@ from kensho.base.events import ErrorRaised
 from kensho.server.openai_errors import Problem, problem_of
 from kensho.server.openai_reply import Finish, ReplyShape
 from kensho.server.openai_request import Asked
-from kensho.server.responses import DONE, EVENTS, begin, event, send_json, send_problem
+from kensho.server.reply import Gone, Reply
 from kensho.server.stop_strings import StopScanner
 from kensho.telemetry.record import frames_of
 
 MAX_BODY_BYTES = 10_000_000
 BODY_S: Seconds = 30.0
 """A client that has not sent its request by then is told so (guess: ten megabytes over a slow link)."""
-SEND_S: Seconds = 10.0
-"""A client that takes in nothing for so long is taken for gone (guess)."""
 
 Parse = Callable[[bytes, Mapping[str, str]], Asked]
 
@@ -56,11 +54,11 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        reply = _Reply(send, f"req_{self._token()}", abort=lambda: self._abort(scope))
+        reply = Reply(send, f"req_{self._token()}", abort=lambda: self._abort(scope))
         try:
             asked = self._parse(await _read_body(receive, headers), headers)
             await _while_connected(receive, self._answer(asked, reply))
-        except _Gone:
+        except Gone:
             return
         except _Refused as refused:
             await reply.problem(refused.problem)
@@ -71,7 +69,7 @@ class Completions:
             self._app.emit(ErrorRaised(code="server_error", reason=type(error).__name__, frames=frames))
             await reply.problem(Problem(500, "this is a fault in Kensho; its log has more", "server_error", "failure"))
 
-    async def _answer(self, asked: Asked, reply: "_Reply") -> None:
+    async def _answer(self, asked: Asked, reply: "Reply") -> None:
         seed = asked.seed if asked.seed is not None else self._draw_seed() if asked.temperature else 0
         options = GenerateOptions(
             max_tokens=asked.max_tokens,
@@ -106,7 +104,7 @@ class Completions:
         answer: AnswerStream,
         scan: StopScanner,
         shape: ReplyShape,
-        reply: "_Reply",
+        reply: "Reply",
     ) -> None:
         first = await anext(pieces, "")  # who answers is known with the first token, and said in the headers
         # The engine goes at its own pace and is free when it is done, however slowly its words are read: what waits
@@ -144,48 +142,6 @@ class Completions:
         await reply.end()
 
 
-class _Reply:
-    """What goes back to one client."""
-
-    def __init__(self, send: Send, request_id: str, *, abort: Callable[[], None]) -> None:
-        self._send = send
-        self._headers = {"x-request-id": request_id}
-        self._abort = abort
-        self._has_begun = False
-
-    async def whole(self, body: Mapping[str, object], record: AnswerRecord) -> None:
-        await send_json(self._timely, 200, body, self._headers | _about(record))
-
-    async def begin(self, record: AnswerRecord) -> None:
-        self._has_begun = True
-        await begin(self._timely, 200, {"content-type": EVENTS, **self._headers, **_about(record)})
-
-    async def event(self, chunk: Mapping[str, object]) -> None:
-        await self._timely({"type": "http.response.body", "body": event(chunk), "more_body": True})
-
-    async def end(self) -> None:
-        await self._timely({"type": "http.response.body", "body": DONE})
-
-    async def problem(self, problem: Problem) -> None:
-        """As an answer of its own, or as the last event of a stream that has begun."""
-        if self._has_begun:
-            await self._timely({"type": "http.response.body", "body": event(problem.body())})
-        else:
-            await send_problem(self._timely, problem, self._headers)
-
-    async def _timely(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(SEND_S):
-                await self._send(message)
-        except TimeoutError:
-            self._abort()
-            raise _Gone from None
-
-
-class _Gone(Exception):
-    """Nobody reads any more."""
-
-
 class _Refused(Exception):
     """The request was not read."""
 
@@ -208,10 +164,6 @@ def _finish(record: AnswerRecord, scan: StopScanner) -> Finish:
     return "stop" if scan.is_stopped else record.finish
 
 
-def _about(record: AnswerRecord) -> dict[str, str]:
-    return {"x-kensho-engine": record.engine, "x-kensho-model-version": record.version}
-
-
 async def _read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
     stated = headers.get("content-length", "")
     too_large = _Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large")
@@ -223,7 +175,7 @@ async def _read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise _Gone
+                    raise Gone
                 body += message.get("body", b"")
                 if len(body) > MAX_BODY_BYTES:
                     raise too_large
@@ -239,7 +191,7 @@ async def _while_connected(receive: Receive, work: Coroutine[None, None, None]) 
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise _Gone
+            raise Gone
         working.result()
     finally:
         for task in (working, watching):

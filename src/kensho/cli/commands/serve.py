@@ -20,7 +20,7 @@ from kensho.cli.output import Output
 
 if TYPE_CHECKING:
     from kensho.app import Kensho
-    from kensho.server.control import Request, Streams
+    from kensho.server.control_streams import Request, Streams
 
 
 def add_arguments(arguments: Arguments) -> None:
@@ -92,7 +92,7 @@ def _tell_ready(context: Context, url: str) -> None:
 
 def _choose(daemon: Context, app: "Kensho", request: "Request", streams: "Streams") -> "Coroutine[None, None, int]":
     """The command, ready to be run by this daemon. Raises NotMine: the client then runs it, and tells what is wrong."""
-    from kensho.server.control import NotMine
+    from kensho.server.control_streams import NotMine
 
     if request.about.get("version") != __version__:
         raise NotMine("another version of kensho")
