@@ -15,9 +15,9 @@ from kensho.runtime.machine import read_machine
 _MAX_BYTES = 4096
 
 
-def surroundings(memory: CircuitFile, root: Path = Path("/")) -> Surroundings:
-    """The edges of every circuit of this program."""
-    engine = read_machine().engine_version
+def surroundings(memory: CircuitFile, graph: str, root: Path = Path("/")) -> Surroundings:
+    """The edges of the circuits of one model. `graph`: what else, if it changes, makes an engine another one."""
+    engine = f"{read_machine().engine_version} {graph}"
     return Surroundings(look=lambda: look(engine, root), suspended_s=suspended_s, memory=memory)
 
 

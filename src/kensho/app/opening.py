@@ -9,6 +9,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kensho.app.circuit_file import CircuitFile
+from kensho.app.machine_state import surroundings
 from kensho.app.tiers import COPIES, ModelSizes
 from kensho.app.tokenizer_tables import TablesInBackground
 from kensho.base.clock import Clock
@@ -69,6 +71,7 @@ class ModelOpener:
         self._emit = emit = self._tables.hear
         self._threads = settings.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
         self._loader = _make_loader(settings, self._threads, clock=clock, emit=emit)
+        self._circuits = CircuitFile(settings.store / "circuits.json", emit=emit)
         self._supply = HostSupply(env=settings.child_env, emit=emit, first=first_host)
         self._hosts = EarlyHosts(self._supply)
 
@@ -141,6 +144,7 @@ class ModelOpener:
                 clock=self._clock,
                 rng=_rng,
                 emit=self._emit,
+                surroundings=surroundings(self._circuits, f"{installed.version} {graph.tier}"),
             )
             await scheduler.__aenter__()
             try:
@@ -196,6 +200,7 @@ class ModelOpener:
         await self._hosts.discard()
         self._loader.close()
         self._supply.close()
+        await asyncio.to_thread(self._circuits.close)
 
     async def _codec(self, installed: InstalledModel, codec: TextCodec | None) -> TextCodec:
         if codec is not None:
@@ -303,4 +308,5 @@ def _canary(graph: LoadedGraph) -> Canary:
         count = stated_vocab_size(graph.model_folder)
         return Canary([(2 + index * 7919) % count for index in range(_RAW_CANARY_IDS)])
     vector = read_header(graph.graph_folder).self_test
-    return Canary(vector.prompt_ids, vector.expected_ids)
+    logit, tolerance = vector.expected_micro[0] / 1e6, vector.tolerance_micro / 1e6
+    return Canary(vector.prompt_ids, vector.expected_ids, expected_logit=logit, tolerance=tolerance)
