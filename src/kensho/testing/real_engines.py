@@ -57,10 +57,11 @@ class Stage(Struct):
 async def two_engines(
     graph: LoadedGraph, *, emit: Emit, settings: SchedulerSettings | None = None, rng: Rng = lambda: 0.5
 ) -> AsyncIterator[Stage]:
-    """Both engines are loaded and idle when the block begins; no process is left when it ends.
-
-    Without `settings` the circuits are those of `REHEARSAL`.
+    """The engines are loaded and idle when the block begins (a standby on demand is not); no process is left when it
+    ends. Without `settings` the circuits are those of `REHEARSAL`.
     """
+    settings = settings or SchedulerSettings(breaker=REHEARSAL)
+    hosts = 2 if settings.standby == "hot" else 1
     clock, supply = SystemClock(), HostSupply(env={}, emit=emit)
     primary, standby = (
         EngineHost(
@@ -85,7 +86,7 @@ async def two_engines(
         version=graph.version,
         tier_of=lambda _: graph.tier,
         canary=Canary(vector.prompt_ids, vector.expected_ids),
-        settings=settings or SchedulerSettings(breaker=REHEARSAL),
+        settings=settings,
         clock=clock,
         rng=rng,
         emit=emit,
@@ -93,7 +94,7 @@ async def two_engines(
     try:
         async with scheduler:
             async with asyncio.timeout(60):
-                while not standby.is_alive or scheduler.snapshot().slots < 2:  # noqa: ASYNC110  # as users see it
+                while scheduler.snapshot().slots < hosts:  # noqa: ASYNC110  # as users see it
                     await asyncio.sleep(0.01)
             yield Stage(scheduler, primary, standby)
     finally:
