@@ -1,14 +1,15 @@
 """From the start of a process to the first token, and what commands cost before they do anything.
 
-    python bench/startup.py [--rounds 7] [--work FOLDER] [--peers-python PYTHON --peers-work FOLDER]
+    make bench-peers    # once: the peers, in build/peers/
+    python bench/startup.py [--rounds 7] [--work FOLDER] [--models FOLDER] [--peers PYTHON]
 
-The model has the real shape of Gemma 3 270M, its 262k-entry tokenizer and random weights (bench/data/make_gemma.py,
-kept in --work); it is published, pulled and compiled beforehand, the page cache is warm, the prompt has 16 ids. A
-measurement is a process: wall time from its start to the first byte on stdout, CPU of all its processes at that moment
-(/proc/*/schedstat) and at their end. The contestants take turns, a bare `python -c pass` among them: on a busy machine
-the ratios to it say more than the milliseconds. Peers are processes that load the same model from their own format and
-are given ids, not text (bench/peers; `PEERS_PYTHON` and `PEERS_WORK` name them too); who is absent is named. With a
-daemon the CPU is the client's alone.
+The model has the real shape of Gemma 3 270M, its 262k-entry tokenizer and random weights (in --models, as
+bench/runtime_peers.py keeps them); it is published, pulled and compiled beforehand into a store in --work. The page
+cache is warm, the prompt has 16 ids. A measurement is a process: wall time from its start to the first byte on stdout,
+CPU of all its processes at that moment (/proc/*/schedstat) and at their end. The contestants take turns, a bare `python
+-c pass` among them: on a busy machine the ratios to it say more than the milliseconds. Peers are processes that load
+the same model from their own format and are given ids, not text; who is absent is named. With a daemon the CPU is the
+client's alone.
 """
 
 import argparse
@@ -25,11 +26,16 @@ from pathlib import Path
 from statistics import median
 
 import harness
+import runtime_compile
 from harness import KENSHO, ROOT
 
 PROMPT = "Tell me a story"
 """16 ids with the tokenizer of that model, the beginning of sequence among them."""
-PEERS = ("llama.cpp q8_0", "openvino int8, cached")
+PEERS = {
+    "llama.cpp q8_0": ("model-q8_0.gguf", "write_gguf.py"),
+    "openvino int8, cached": ("openvino", "write_openvino.py"),
+}
+"""Name -> the model's form, and what makes it."""
 BARE, HELP, STATUS, RUN = "python -c pass", "kensho --help", "kensho status --json", "kensho run"
 MAX_WAIT_S = 120.0
 
@@ -50,12 +56,12 @@ Found = Mapping[str, Sequence[Start]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench" / "startup", help="model and store, kept")
-    parser.add_argument("--peers-python", type=Path, default=os.environ.get("PEERS_PYTHON"))
-    parser.add_argument("--peers-work", type=Path, default=os.environ.get("PEERS_WORK"))
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench" / "startup", help="the store, kept")
+    parser.add_argument("--models", type=Path, default=ROOT / "build" / "bench" / "runtime", help="all forms, kept")
+    parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "bin" / "python")
     args = parser.parse_args()
     harness.print_machine("onnxruntime", "numpy")
-    store = prepare(args.work.absolute())
+    store = prepare(args.work.absolute(), args.models.absolute())
     run = [KENSHO, "--store", store, "--quiet", "run", "m", PROMPT, "--max-tokens", "1"]
     contestants: dict[str, list[object]] = {
         BARE: [sys.executable, "-c", "pass"],
@@ -63,7 +69,7 @@ def main() -> None:
         "kensho status, no daemon": [KENSHO, "--store", store, "--json", "status"],
         RUN: run,
     }
-    contestants |= peers(args.peers_python, args.peers_work)
+    contestants |= peers(args.peers, args.models.absolute())
     print("\nwithout a daemon")
     alone = rounds(contestants, args.rounds)
     print_table(alone)
@@ -75,13 +81,12 @@ def main() -> None:
 # --- what is measured ---
 
 
-def prepare(work: Path) -> Path:
+def prepare(work: Path, models: Path) -> Path:
     """A store with the model, compiled. Kept between runs, unless the graph has to be made anew."""
     store = work / "store"
     if not (work / "ready").exists():
-        model, keys, repo = (work / name for name in ("270m", "keys", "repo"))
+        model, keys, repo = runtime_compile.prepare(models), work / "keys", work / "repo"
         harness.fresh(work)
-        harness.run([sys.executable, ROOT / "bench" / "data" / "make_gemma.py", model, "--size", "270m"])
         harness.run([KENSHO, "keygen", keys])
         harness.run([KENSHO, "publish", "--model", "m", "--version", "1.0", "--to", repo, "--keys", keys, model])
         root = repo / "metadata" / "1.root.json"
@@ -93,20 +98,26 @@ def prepare(work: Path) -> Path:
     return store
 
 
-def peers(python: Path | None, work: Path | None) -> dict[str, list[object]]:
-    if not (python and work):
-        print("peers: absent (give --peers-python and --peers-work)")
-        return {}
+def peers(python: Path, models: Path) -> dict[str, list[object]]:
+    """The commands of those that are there; the model's form for each is made if it is not there yet."""
     found: dict[str, list[object]] = {}
     threads = min(4, len(os.sched_getaffinity(0)))
-    for name in PEERS:
-        command: list[object] = [python, ROOT / "bench" / "start_peer.py", name, work, threads]
-        tried = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-        if tried.returncode:
-            print(f"peers: {name} absent ({(tried.stderr.splitlines() or ['?'])[-1][:120]})")
+    for name, (form, maker) in PEERS.items():
+        command: list[object] = [python, ROOT / "bench" / "start_peer.py", name, models, threads]
+        try:
+            if not (models / form).exists():
+                _try([python, ROOT / "bench" / "peers" / maker, models / "270m", models / form])
+            _try(command)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).splitlines()
+            print(f"absent: {name} ({said[-1][:120]}); run `make bench-peers`, or give --peers")
         else:
             found[name] = command
     return found
+
+
+def _try(command: Sequence[object]) -> None:
+    subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True, env=harness.ENVIRONMENT)
 
 
 def with_daemon(store: Path, tier: str, run: list[object], count: int) -> Found:
