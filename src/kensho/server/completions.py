@@ -6,6 +6,7 @@ not read for a while is cut off (`reply`); (3) at most MAX_BODY_BYTES are taken 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 
@@ -25,6 +26,9 @@ from kensho.telemetry.record import frames_of
 MAX_BODY_BYTES = 10_000_000
 BODY_S: Seconds = 30.0
 """A client that has not sent its request by then is told so (guess: ten megabytes over a slow link)."""
+
+BACKLOG = 32
+"""Pieces that wait for a client before they are sent together (guess)."""
 
 Parse = Callable[[bytes, Mapping[str, str]], Asked]
 
@@ -109,12 +113,13 @@ class Completions:
         first = await anext(pieces, "")  # who answers is known with the first token, and said in the headers
         # The engine goes at its own pace and is free when it is done, however slowly its words are read: what waits
         # is text, 200 KB at most.
-        waiting, is_new = [first], asyncio.Event()
+        waiting, is_new = deque([first] if first else []), asyncio.Event()
 
         async def collect() -> None:
             async for piece in pieces:
-                waiting.append(piece)
-                is_new.set()
+                if piece:
+                    waiting.append(piece)
+                    is_new.set()
 
         collecting = asyncio.create_task(collect())
         collecting.add_done_callback(lambda _: is_new.set())
@@ -124,10 +129,9 @@ class Completions:
                 await reply.event(chunk)
             while True:
                 is_new.clear()
-                is_over, text = collecting.done(), "".join(waiting)
-                waiting.clear()
-                if text:
-                    await reply.event(shape.piece(text))
+                is_over = collecting.done()
+                if waiting:
+                    await reply.event(shape.piece(_take(waiting)))
                 elif is_over:
                     break
                 else:
@@ -158,6 +162,15 @@ async def _pieces(answer: AnswerStream, scan: StopScanner) -> AsyncGenerator[str
     rest = scan.finish()
     if rest:
         yield rest
+
+
+def _take(waiting: deque[str]) -> str:
+    """The next piece; all of them together where the client is behind."""
+    if len(waiting) <= BACKLOG:
+        return waiting.popleft()
+    text = "".join(waiting)
+    waiting.clear()
+    return text
 
 
 def _finish(record: AnswerRecord, scan: StopScanner) -> Finish:
