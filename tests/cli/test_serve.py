@@ -240,6 +240,25 @@ def test_a_stop_that_takes_too_long_says_so_to_the_client(store: Path, tmp_path:
         assert client.returncode == 8 and "stopping" in err
 
 
+def test_a_second_signal_does_not_wait_for_answers(store: Path) -> None:
+    with running(store, "--allow-faults") as daemon:
+        assert daemon.kensho("warm", "demo").returncode == 0
+        assert daemon.kensho("fault", "primary", "slow").returncode == 0
+        command = [sys.executable, "-m", "kensho", "--store", str(store), "run", "demo", QUESTION.question]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
+            assert client.stdout and client.stdout.read(1) == "H"
+            children = daemon.children()
+            daemon.process.send_signal(signal.SIGTERM)
+            until(lambda: not (store / "daemon.sock").exists(), "it did not begin to stop")
+            began_s = time.monotonic()
+            assert daemon.stop(signal.SIGTERM) == 130
+            assert time.monotonic() - began_s < 3  # stop_s is 5
+            client.communicate(timeout=5)
+        assert client.returncode != 0
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert not alive
+
+
 def test_a_port_in_use_and_an_address_that_others_reach_are_refused(store: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Iterator
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -24,6 +25,9 @@ from kensho.base.errors import ConfigError, PortInUse, UsageError
 MAX_CONNECTIONS = 1000
 """Beyond that, uvicorn answers 503 by itself (guess: far below the usual 1024 descriptors left to other uses)."""
 KEEP_ALIVE_S = 60
+"""For how long a connection may wait for its next request."""
+HEAD_S: Seconds = 10.0
+"""For how long a request's head may take, and a new connection for its first (guess)."""
 
 
 class HttpServer:
@@ -57,7 +61,7 @@ class HttpServer:
             logging.getLogger(name).propagate = False
         config = uvicorn.Config(
             app,
-            http=H11Protocol,
+            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -82,16 +86,46 @@ class HttpServer:
     async def close(self, *, grace_s: Seconds) -> None:
         """Take no more; let running answers finish within `grace_s`, then end them. Idempotent."""
         server, self._server = self._server, None
-        self._socket.close()
         if server is None or self._serving is None:
+            self._socket.close()
             return
         server.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # asyncio takes fractions
         server.should_exit = True
-        await asyncio.gather(self._serving, return_exceptions=True)
+        await self._serving
         await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
         for connection in list(server.server_state.connections):
             if isinstance(connection, H11Protocol):
                 connection.transport.abort()
+
+
+class _Connection(H11Protocol):
+    """Cut off when the head of a request does not come: uvicorn itself would wait for ever."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch_head(self) -> None:
+        """From the first byte that is missing; that more bytes come gives no more time."""
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _forget(self) -> None:
+        if self._late:
+            self._late.cancel()
+            self._late = None
 
 
 class _Server(uvicorn.Server):
@@ -105,11 +139,11 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=128)
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        reason = "another program listens there" if taken else os.strerror(error.errno or 0).lower()
-        if isinstance(error, socket.gaierror):
-            reason = "there is no such address"
+    except (OSError, ValueError) as error:
+        # What a name server says is numbered otherwise (gaierror).
+        code = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+        taken = code == errno.EADDRINUSE
+        reason = os.strerror(code).lower() if code else "there is no such address"
         raise (PortInUse if taken else ConfigError)(
             f"cannot listen on {host} port {port}: {reason}", advice="choose another --port; 0 takes any free one"
         ) from error
