@@ -104,7 +104,7 @@ TestComparedWithTheReference = Compared.TestCase
 
 
 def test_no_difference_from_the_reference_on_a_long_walk() -> None:
-    assert walk(breaker, steps=10_000, seed=1).steps >= 10_000
+    assert walk(breaker, steps=4_000, seed=1).steps >= 4_000
 
 
 @pytest.mark.real
@@ -329,10 +329,10 @@ def test_the_baseline_is_about_the_p95_of_usual_calls() -> None:
     import random
 
     rng, state = random.Random(4), breaker.closed(1000.0)
-    paces = [rng.lognormvariate(-4.6, 0.4) for _ in range(4_000)]
+    paces = [rng.lognormvariate(-4.6, 0.4) for _ in range(2_000)]
     for pace in paces:
         state, _ = breaker.step(state, Succeeded(1, pace), 1000.0, replace(SETTINGS, slow_factor=50.0))
-    assert state.baseline_s == pytest.approx(sorted(paces)[3_800], rel=0.3)
+    assert state.baseline_s == pytest.approx(sorted(paces)[1_900], rel=0.3)
 
 
 def test_a_second_want_of_memory_within_a_minute_restarts_the_host() -> None:

@@ -92,7 +92,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(JSON)
 def test_nothing_in_a_file_makes_it_raise(value: object) -> None:
     circuit = from_json(value)

@@ -25,6 +25,10 @@ Part = tuple[str, int]
 """(engine, token id)"""
 
 
+_LOOP_STALLED_S: Seconds = 0.05
+"""A timer that rings later than this says that this process did not run, and nothing about the engine."""
+
+
 class FailoverSettings(Struct):
     max_moves: int = 3
     """A stream that was moved this often is given up: the request itself may be what kills engines. Guess."""
@@ -308,7 +312,10 @@ class _Watch:
         self._timer = None
         if self._deadline_s is None:
             return
-        left_s = self._deadline_s - self._clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
+        if now_s - self._deadline_s > _LOOP_STALLED_S:  # what the engine said meanwhile is still to be read
+            self._deadline_s = now_s + _LOOP_STALLED_S
+        left_s = self._deadline_s - now_s
         if left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
         else:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import DeadlineMissed, EngineError, KenshoError, Overloaded
-from kensho.base.events import Emit, Event
+from kensho.base.events import Emit, Event, RequestPoisoned
 from kensho.base.inference import Sampling
 from kensho.base.structs import Struct, field
 from kensho.resilience.admission import Priority
@@ -33,7 +33,7 @@ from kensho.resilience.failover import (
 from kensho.resilience.guard import Guard
 from kensho.resilience.intake import Intake, Turn
 from kensho.resilience.outlet import Outlet
-from kensho.resilience.poison import PoisonList
+from kensho.resilience.poison import DEADLY, PoisonList
 
 
 class Request(Struct):
@@ -52,6 +52,7 @@ class Request(Struct):
 class Floor(Struct, frozen=False, eq=False):
     """What all requests to one model share."""
 
+    model: str
     guards: Mapping[str, Guard]
     intake: Intake
     settings: FailoverSettings
@@ -235,7 +236,10 @@ class Life:
         self._why, self._avoids = lost.why, lost.engine
         if lost.was_working and self._missing > 0:
             now_s = floor.clock.monotonic_s()
-            floor.poison.blame(self._request.prompt_ids, lost.why, now_s)
+            deaths = floor.poison.blame(self._request.prompt_ids, lost.why, now_s)
+            if deaths == DEADLY:
+                prompt_tokens = len(self._request.prompt_ids)
+                floor.emit(RequestPoisoned(model=floor.model, prompt_tokens=prompt_tokens, hosts=deaths))
             floor.poison.check(self._request.prompt_ids, now_s)
         has_left = not floor.guards[lost.engine].admits
         move = after_failure(

@@ -141,6 +141,7 @@ class Scheduler:
             emit=emit,
         )
         self._floor = Floor(
+            model=model,
             guards=self._guards,
             intake=self._intake,
             settings=settings.failover,
