@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from kensho.app import serving as app_serving
+from kensho.app import verifying
 from kensho.app.opening import ServedModel
 from kensho.app.serving import LOOK_EVERY_S, RETRY_S, Serving
 from kensho.app.tiers import HOST_BYTES, IDLE_CLOSE_S, IDLE_MAPPED_S, PACK_TOKENS, RESERVE_BYTES, ModelSizes
@@ -29,6 +29,8 @@ from kensho.testing.loop import run_virtual
 MIB = 1 << 20
 GRAPH_BYTES = 280 * MIB
 COMPILE_S = 5.0
+STEP_S = 0.1
+START_S = 0.05
 
 
 @dataclass
@@ -42,6 +44,9 @@ class Opener:
     released: int = 0
     compiles: int = 0
     has_closed: bool = False
+    is_held: bool = False
+    held_s: float = 0.0
+    lanes: dict[str, asyncio.Lock] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     unfit: set[str] = field(default_factory=set)
     """Models whose graph from the disk no engine can start with, or answers wrongly with."""
@@ -51,17 +56,35 @@ class Opener:
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
         return self._graph(installed, tier, "disk") if installed.model in self.compiled else None
 
-    async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph:
+    async def make(
+        self, installed: InstalledModel, tier: Tier, *, is_background: bool = False, is_idle: bool = False
+    ) -> LoadedGraph:
         if tier == "raw":
             await asyncio.sleep(0.1)
             return self._graph(installed, tier, "raw")
+        async with self.lanes.setdefault(installed.model, asyncio.Lock()):
+            return await self._compile(installed, tier, is_background=is_background, is_idle=is_idle)
+
+    async def _compile(
+        self, installed: InstalledModel, tier: Tier, *, is_background: bool, is_idle: bool
+    ) -> LoadedGraph:
         if installed.model not in self.compiled:
-            await asyncio.sleep(COMPILE_S if is_background else COMPILE_S / 2)
+            if is_idle:
+                for _ in range(round(COMPILE_S / STEP_S)):
+                    while self.is_held:
+                        self.held_s += STEP_S
+                        await asyncio.sleep(STEP_S)
+                    await asyncio.sleep(STEP_S)
+            else:
+                await asyncio.sleep(COMPILE_S if is_background else COMPILE_S / 2)
             self.compiles += 1
             if self.errors:
                 raise self.errors.pop(0)
             self.compiled.add(installed.model)
         return self._graph(installed, tier, "compile")
+
+    def hold_idle(self, is_held: bool) -> None:
+        self.is_held = is_held
 
     async def sizes(self, graph: LoadedGraph) -> ModelSizes:
         return ModelSizes(0 if graph.tier == "raw" else GRAPH_BYTES, 10 * MIB, 1)
@@ -76,7 +99,7 @@ class Opener:
             cast("tuple[EngineHost]", ()),
             sizes,
         )
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(START_S)
         if graph.source == "disk" and installed.model in self.unfit:
             raise WrongNumbers("it answers otherwise than when it was made")
         self.running.append(served)
@@ -390,7 +413,7 @@ VERIFY_EVERY_S = 600.0
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A day has ten minutes."""
-    monkeypatch.setattr(app_serving, "VERIFY_EVERY_S", VERIFY_EVERY_S)
+    monkeypatch.setattr(verifying, "VERIFY_EVERY_S", VERIFY_EVERY_S)
 
 
 @pytest.mark.usefixtures("often")
@@ -456,3 +479,120 @@ def test_a_cached_graph_that_answers_otherwise_than_it_did_is_dropped_and_raw_an
         ]
 
     world.run(scene)
+
+
+def test_a_warmed_model_answers_at_once_from_its_compiled_graph(world: World) -> None:
+    async def scene(serving: Serving) -> None:
+        assert (await serving.warm(world.model("m"), is_kept=False)).tier == "mapped"
+        began_s = world.clock.monotonic_s()
+        assert await world.ask(serving, seconds=0) == "mapped"
+        assert world.clock.monotonic_s() == began_s
+
+    world.run(scene)
+    assert world.opener.compiles == 1
+
+
+def test_a_request_stops_the_compile_of_a_guess_at_once_and_it_goes_on_afterwards(world: World) -> None:
+    world.opener.compiled = {"b"}
+
+    async def scene(serving: Serving) -> None:
+        began_s = world.clock.monotonic_s()
+        warming = asyncio.create_task(serving.warm(world.model("a"), is_kept=False))
+        await asyncio.sleep(1)
+        assert not world.opener.is_held
+        asking = asyncio.create_task(world.ask(serving, "b", seconds=30))
+        await asyncio.sleep(0)
+        assert world.opener.is_held
+        assert await asking == "mapped"
+        assert not world.opener.is_held
+        await warming
+        assert world.clock.monotonic_s() - began_s == pytest.approx(COMPILE_S + 30 + 2 * START_S, abs=2 * STEP_S)
+
+    world.run(scene)
+    assert world.opener.held_s == pytest.approx(30, abs=2 * STEP_S)
+
+
+def test_a_request_ends_the_start_of_a_guess_at_once_and_it_starts_again_afterwards(world: World) -> None:
+    world.opener.compiled = {"a", "b"}
+
+    async def scene(serving: Serving) -> None:
+        warming = asyncio.create_task(serving.warm(world.model("a"), is_kept=False))
+        await asyncio.sleep(START_S / 2)
+        began_s = world.clock.monotonic_s()
+        async with serving.use(world.model("b")):
+            assert world.clock.monotonic_s() - began_s == pytest.approx(START_S)
+            await asyncio.sleep(10)
+            assert [served.graph.model for served in world.opener.running] == ["b"]
+        await warming
+        assert [served.graph.model for served in world.opener.running] == ["b", "a"]
+
+    world.run(scene)
+
+
+def test_a_request_for_the_model_that_is_being_warmed_disturbs_nothing(world: World) -> None:
+    async def scene(serving: Serving) -> None:
+        warming = asyncio.create_task(serving.warm(world.model("m"), is_kept=False))
+        await asyncio.sleep(1)
+        began_s = world.clock.monotonic_s()
+        assert await world.ask(serving, seconds=0) == "raw"
+        assert world.clock.monotonic_s() - began_s < 0.2
+        await warming
+        await asyncio.sleep(COMPILE_S)
+        assert await world.ask(serving) == "mapped"
+
+    world.run(scene)
+    assert (world.opener.compiles, world.opener.held_s) == (1, 0)
+
+
+def test_a_guess_closes_nothing_and_goes_first_when_somebody_needs_the_place(world: World) -> None:
+    world.opener.compiled = set("abcd")
+
+    async def scene(serving: Serving) -> None:
+        await world.ask(serving, "a")
+        await world.ask(serving, "b")
+        await serving.warm(world.model("c"), is_kept=False)
+        with pytest.raises(NotEnoughMemory, match="3 models are loaded"):
+            await serving.warm(world.model("d"), is_kept=True)
+        assert world.closed() == []
+        await world.ask(serving, "d")
+        await asyncio.sleep(0.1)
+        assert [served.graph.model for served in world.opener.running] == ["a", "b", "d"]
+
+    world.run(scene)
+    assert world.closed() == ["c"]
+
+
+def test_a_guess_takes_no_memory_that_is_not_free(world: World) -> None:
+    world.opener.compiled = {"a", "b"}
+
+    async def scene(serving: Serving) -> None:
+        await world.ask(serving, "a")
+        assert serving.room().free_bytes < HOST_BYTES
+        with pytest.raises(NotEnoughMemory, match=r"need 77.6 MB"):
+            await serving.warm(world.model("b"), is_kept=True)
+        assert serving.is_loaded(world.model("a"))
+
+    world.run(scene, model_memory_bytes=2 * HOST_BYTES + RESERVE_BYTES)
+
+
+def test_a_named_model_that_is_warmed_stays(world: World) -> None:
+    world.opener.compiled = {"m"}
+
+    async def scene(serving: Serving) -> None:
+        await serving.warm(world.model("m"), is_kept=True)
+        await asyncio.sleep(3 * IDLE_CLOSE_S)
+        assert serving.is_loaded(world.model("m"))
+
+    world.run(scene)
+
+
+def test_closing_ends_a_guess_that_is_under_way(world: World) -> None:
+    async def scene(serving: Serving) -> None:
+        warming = asyncio.create_task(serving.warm(world.model("m"), is_kept=False))
+        await asyncio.sleep(1)
+        warming.cancel()
+        await asyncio.wait([warming])
+        assert warming.cancelled()
+
+    world.run(scene)
+    assert world.opener.compiles == 0

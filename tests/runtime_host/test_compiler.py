@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from kensho.runtime.graph_hashing import verify_graph
 from kensho.runtime.header import KeyFields, read_header
 from kensho.runtime.machine import read_machine
 from kensho.runtime.stages import STAGES
+from kensho.testing.loop import run_virtual
 
 pytestmark = pytest.mark.real
 
@@ -158,3 +160,93 @@ def test_a_killed_compiler_is_noticed_at_once(model_folder: Path, tmp_path: Path
 
     with pytest.raises(CompileFailed, match="SIGTERM"):
         asyncio.run(Compiler(env=env, stall_s=60, emit=kill).compile(job))
+
+
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """What another process does is no event of the loop."""
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_an_idle_compile_takes_what_nobody_else_wants_and_can_be_held(model_folder: Path, tmp_path: Path) -> None:
+    async def scene() -> None:
+        events: list[Event] = []
+        compiler = Compiler(env=poisoned(tmp_path, SPIN), stall_s=60, emit=events.append)
+        job = replace(make_job(model_folder, tmp_path / "out"), is_idle=True)
+        compiling = asyncio.create_task(compiler.compile(job))
+        await until(lambda: bool(events))
+        (pid,) = children()
+        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+        assert psutil.Process(pid).ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+        compiler.hold_idle(True)
+        compiler.hold_idle(True)
+        await until(lambda: is_stopped(pid))  # as soon as it would run again
+        before = psutil.Process(pid).cpu_times().user
+        await asyncio.sleep(0.1)
+        assert psutil.Process(pid).cpu_times().user == before
+        compiler.hold_idle(False)
+        await compiling
+        assert children() == []
+
+    asyncio.run(scene())
+
+
+def test_a_compile_that_is_held_is_not_taken_for_hung_and_one_that_hangs_is() -> None:
+    async def scene() -> None:
+        compiler, reader = Compiler(env={}, stall_s=60, emit=print), asyncio.StreamReader()
+        compiler.hold_idle(True)
+        line = asyncio.create_task(compiler._line(reader, 60))
+        await asyncio.sleep(1000)
+        compiler.hold_idle(False)
+        await asyncio.sleep(59)
+        assert not line.done()
+        with pytest.raises(TimeoutError):
+            await line
+
+    run_virtual(scene())
+
+
+SPIN = """
+    for step in range(30):
+        progress("compiling", step, 30, "bytes")
+        end = __import__("time").monotonic() + 0.02
+        while __import__("time").monotonic() < end: pass
+"""
+
+
+def test_an_idle_compile_that_begins_while_it_is_held_waits(model_folder: Path, tmp_path: Path) -> None:
+    async def scene() -> None:
+        compiler = Compiler(env={}, stall_s=60, emit=lambda _: None)
+        compiler.hold_idle(True)
+        job = replace(make_job(model_folder, tmp_path / "out"), is_idle=True)
+        compiling = asyncio.create_task(compiler.compile(job))
+        await until(lambda: bool(children()))
+        (pid,) = children()
+        await until(lambda: is_stopped(pid))
+        other = make_job(model_folder, tmp_path / "other")
+        await compiler.compile(other)  # one that is no guess goes on
+        assert not compiling.done()
+        compiler.hold_idle(False)
+        await compiling
+        assert read_header(tmp_path / "out").model == "m"
+
+    asyncio.run(scene())
+
+
+def test_a_held_compile_is_killed_like_any_other(model_folder: Path, tmp_path: Path) -> None:
+    async def scene() -> None:
+        compiler = Compiler(env={}, stall_s=60, emit=lambda _: None)
+        compiler.hold_idle(True)
+        job = replace(make_job(model_folder, tmp_path / "out"), is_idle=True)
+        compiling = asyncio.create_task(compiler.compile(job))
+        await until(lambda: bool(children()))
+        compiling.cancel()
+        await asyncio.wait([compiling])
+        assert children() == []
+
+    asyncio.run(scene())

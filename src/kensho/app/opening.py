@@ -70,7 +70,8 @@ class ModelOpener:
         self._tables = TablesInBackground(settings, clock=clock, emit=emit)
         self._emit = emit = self._tables.hear
         self._threads = settings.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
-        self._loader = _make_loader(settings, self._threads, clock=clock, emit=emit)
+        self._compiler = Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=emit)
+        self._loader = _make_loader(settings, self._compiler, self._threads, clock=clock, emit=emit)
         self._circuits = CircuitFile(settings.store / "circuits.json", emit=emit)
         self._supply = HostSupply(env=settings.child_env, emit=emit, first=first_host)
         self._hosts = EarlyHosts(self._supply)
@@ -81,8 +82,11 @@ class ModelOpener:
             installed.model, installed.version, installed.folder, _digests(installed), tier=tier
         )
 
-    async def make(self, installed: InstalledModel, tier: Tier, *, is_background: bool = False) -> LoadedGraph:
-        """The graph, made if need be. Raises ModelError, CompileFailed, NotEnoughSpace, StorageError."""
+    async def make(
+        self, installed: InstalledModel, tier: Tier, *, is_background: bool = False, is_idle: bool = False
+    ) -> LoadedGraph:
+        """The graph, made if need be; `is_idle`: when the machine has nothing else to do. Raises ModelError,
+        CompileFailed, NotEnoughSpace, StorageError."""
         settings = self._settings
         # Somebody waits, and the graph is all but there: the process of its engine can start already.
         if tier == "raw" and settings.isolation == "process":
@@ -95,6 +99,7 @@ class ModelOpener:
                 _digests(installed),
                 tier=tier,
                 is_background=is_background,
+                is_idle=is_idle,
             )
         except BaseException:
             if tier == "raw":
@@ -107,6 +112,10 @@ class ModelOpener:
                 self._loader.release(graph)
                 raise
         return graph
+
+    def hold_idle(self, is_held: bool) -> None:
+        """Stop compiles that are only guesses, or let them go on."""
+        self._compiler.hold_idle(is_held)
 
     async def sizes(self, graph: LoadedGraph) -> ModelSizes:
         """What its engines will need."""
@@ -254,10 +263,10 @@ class ModelOpener:
         return SchedulerSettings(standby=standby, breaker=circuit)
 
 
-def _make_loader(settings: Settings, threads: int, *, clock: Clock, emit: Emit) -> ModelLoader:
+def _make_loader(settings: Settings, compiler: Compiler, threads: int, *, clock: Clock, emit: Emit) -> ModelLoader:
     return ModelLoader(
         cache=make_cache(settings, clock=clock, emit=emit),
-        compiler=Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=emit),
+        compiler=compiler,
         scratch=Path(settings.child_env.get("TMPDIR") or "/tmp"),  # noqa: S108 - its folders are private
         token=_token,
         machine=read_machine(),

@@ -16,6 +16,7 @@ from kensho.app.status import LoadedTier
 from kensho.app.tiers import (
     COPIES,
     KEPT_MODELS,
+    RESERVE_BYTES,
     WINDOW_S,
     ModelSizes,
     ModelUse,
@@ -24,8 +25,11 @@ from kensho.app.tiers import (
     choose_tier,
     models_to_close,
 )
+from kensho.app.traffic import Traffic
+from kensho.app.verifying import Verifying
+from kensho.app.warmup import Room
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import CompileFailed, Damaged, EngineError, KenshoError, NotEnoughMemory, NotInstalled
+from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
 from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
@@ -37,8 +41,6 @@ from kensho.settings import Settings
 LOOK_EVERY_S: Seconds = 5.0
 RETRY_S: Seconds = 300.0
 """After an upgrade that failed (guess); the graph cache has a longer memory for compiles that fail again and again."""
-VERIFY_EVERY_S: Seconds = 86400.0
-"""How often the bytes of a graph that stays loaded are hashed again (guess). Bits rot on disks, and in memory too."""
 
 
 class Serving:
@@ -64,29 +66,52 @@ class Serving:
         self._retired: list[Loaded] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._verifying: asyncio.Task[None] | None = None
         self._is_finishing = False
+        self._traffic = Traffic(self._opener.hold_idle)
+        self._verifying = Verifying(self._opener, clock=clock, give_up=self._give_up)
 
     @asynccontextmanager
     async def use(self, installed: InstalledModel) -> AsyncIterator[ServedModel]:
         """The model, loaded; it stays loaded while in use. Raises ModelError, CompileFailed, EngineError."""
-        place = await self._place(installed)
-        loaded = place.loaded
-        loaded.users += 1
-        try:
-            if len(self._places) > KEPT_MODELS:
-                self._close_some()
-            yield loaded.served
-        finally:
-            loaded.users -= 1
-            place.used_at_s = self._clock.monotonic_s()
-            self._end_retired()
+        with self._traffic.of(_key(installed)):
+            place = await self._place(installed)
+            loaded = place.loaded
+            loaded.users += 1
+            try:
+                if len(self._places) > KEPT_MODELS:
+                    self._close_some()
+                yield loaded.served
+            finally:
+                loaded.users -= 1
+                place.used_at_s = self._clock.monotonic_s()
+                self._end_retired()
 
     async def pin(self, installed: InstalledModel) -> ServedModel:
         """Load the model ahead of its first request, and keep it until `close`. Raises what `use` does."""
-        place = await self._place(installed)
+        with self._traffic.of(_key(installed)):
+            place = await self._place(installed)
         place.is_pinned = True
         return place.loaded.served
+
+    async def warm(self, installed: InstalledModel, *, is_kept: bool) -> LoadedGraph:
+        """Load the model on a guess (row R6): while nobody else is served, at idle priority, closing nothing. One at a
+        time. `is_kept`: until `close`. Raises NotEnoughMemory too when there is no place left."""
+        key = _key(installed)
+        was_loaded = key in self._places
+        with self._traffic.guess(key):
+            if not was_loaded and self._settings.tier in ("auto", "mapped"):
+                # Made first: the model is not loaded before its graph is there, as it is for somebody who waits.
+                graph = await self._opener.make(installed, "mapped", is_idle=True)
+                await self._opener.release(graph)
+            place = await self._traffic.run_when_quiet(lambda: self._place(installed, may_close=False))
+        place.is_pinned |= is_kept
+        if not (was_loaded or place.is_pinned) and self._places.get(key) is place:
+            self._places = {key: place, **self._places}  # nobody has asked for it: it goes before all others
+        return place.loaded.served.graph
+
+    def room(self) -> Room:
+        """For models that are loaded on a guess."""
+        return Room(self._free_bytes() - RESERVE_BYTES, KEPT_MODELS - len(self._places))
 
     def served(self, model: str) -> ServedModel | None:
         """The model as it was used last; None if it is not loaded."""
@@ -94,7 +119,7 @@ class Serving:
         return found[-1] if found else None
 
     def is_loaded(self, installed: InstalledModel) -> bool:
-        return (installed.model, installed.version) in self._places
+        return _key(installed) in self._places
 
     def tiers(self) -> dict[Key, LoadedTier]:
         """On which tier each loaded model answers, by (model, version)."""
@@ -126,7 +151,8 @@ class Serving:
         """End every engine and every compile; nothing is left behind. Idempotent."""
         places, self._places = list(self._places.values()), {}
         retired, self._retired = self._retired, []
-        tasks = [self._looking, self._verifying, *(place.changing for place in places)]
+        await self._verifying.close()
+        tasks = [self._looking, *(place.changing for place in places)]
         for task in tasks:
             if task:
                 task.cancel()
@@ -139,16 +165,16 @@ class Serving:
 
     # --- opening ---
 
-    async def _place(self, installed: InstalledModel) -> Place:
-        key = (installed.model, installed.version)
+    async def _place(self, installed: InstalledModel, *, may_close: bool = True) -> Place:
+        key = _key(installed)
         async with self._lanes.setdefault(key, asyncio.Lock()):
-            place = self._places.pop(key, None) or await self._open(installed)
+            place = self._places.pop(key, None) or await self._open(installed, may_close=may_close)
             self._places[key] = place
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
             return place
 
-    async def _open(self, installed: InstalledModel) -> Place:
+    async def _open(self, installed: InstalledModel, *, may_close: bool) -> Place:
         """A graph from the cache that no engine can start with, or that answers otherwise than it did, is dropped and
         made anew (R7)."""
         lease = lease_version(installed.folder)
@@ -157,7 +183,7 @@ class Serving:
         try:
             graph = await self._first_graph(installed)
             try:
-                served = await self._start(installed, graph)
+                served = await self._start(installed, graph, may_close=may_close)
             except NotEnoughMemory:
                 raise
             except EngineError:
@@ -165,7 +191,7 @@ class Serving:
                     raise
                 # Exact and slow does not start either: only the compiled form is left.
                 again = await (self._first_graph(installed) if graph.tier != "raw" else self._make(installed))
-                served = await self._start(installed, again)
+                served = await self._start(installed, again, may_close=may_close)
         except BaseException:
             lease.close()
             raise
@@ -197,11 +223,12 @@ class Serving:
         codec: TextCodec | None = None,
         *,
         is_giving_back: bool = False,
+        may_close: bool = True,
     ) -> ServedModel:
         try:
             sizes = await self._opener.sizes(graph)
             if not is_giving_back:
-                await self._make_room(installed, graph.tier, sizes)
+                await self._make_room(installed, graph.tier, sizes, may_close=may_close)
         except BaseException:
             await self._opener.release(graph)
             raise
@@ -222,12 +249,16 @@ class Serving:
         served = [place.loaded.served for place in self._places.values()] + [old.served for old in self._retired]
         return min(free, budget - sum(each.sizes.needed_bytes(each.graph.tier) for each in served))
 
-    async def _make_room(self, installed: InstalledModel, tier: Tier, sizes: ModelSizes) -> None:
+    async def _make_room(self, installed: InstalledModel, tier: Tier, sizes: ModelSizes, *, may_close: bool) -> None:
         """Close what is idle until the model fits. Raises NotEnoughMemory before anything is loaded."""
+        if not may_close and len(self._places) >= KEPT_MODELS:
+            raise NotEnoughMemory(f"{len(self._places)} models are loaded", advice="unload one, or ask for this one")
         while True:
             try:
                 check_room(installed.model, tier, sizes, self._free_bytes())
             except NotEnoughMemory:
+                if not may_close:
+                    raise
                 idle = [use.key for use in self._uses() if not use.is_kept]
                 if idle:
                     await self._end_place(self._places.pop(idle[0]))
@@ -276,7 +307,7 @@ class Serving:
             self._close_some()
             for place in list(self._places.values()):
                 self._adjust(place)
-            self._verify_one()
+            self._verifying.look(self._places.values())
 
     def _adjust(self, place: Place) -> None:
         """Begin to change the model's tier, if it should have another one."""
@@ -326,35 +357,16 @@ class Serving:
         )
         self._end_retired()
 
-    # --- bits that rot ---
-
-    def _verify_one(self) -> None:
-        """Begin to hash the graph that was hashed longest ago, if that was long ago; one at a time."""
-        if self._verifying is not None and not self._verifying.done():
-            return
-        due_s = self._clock.monotonic_s() - VERIFY_EVERY_S
-        due = [place for place in self._places.values() if place.verified_at_s <= due_s]
-        if due:
-            self._verifying = asyncio.create_task(self._verify(min(due, key=lambda place: place.verified_at_s)))
-
-    async def _verify(self, place: Place) -> None:
-        graph = place.loaded.served.graph
-        try:
-            await self._opener.verify(graph)
-        except Damaged as error:
-            await self._give_up(place, graph, error.message)
-        place.verified_at_s = self._clock.monotonic_s()
-
     async def _give_up(self, place: Place, graph: LoadedGraph, reason: str) -> None:
         """End every engine on this graph now, whoever it is answering: no token more from wrong bytes. The next
         request opens the model anew."""
         installed = place.installed
-        key = (installed.model, installed.version)
+        key = _key(installed)
         async with self._lanes.setdefault(key, asyncio.Lock()):
             if self._places.get(key) is place:
                 await self._end_place(self._places.pop(key))
             same = [loaded for loaded in self._retired if loaded.served.graph.key == graph.key]
-            self._retired = [loaded for loaded in self._retired if loaded not in same]
+            self._retired = [loaded for loaded in self._retired if loaded.served.graph.key != graph.key]
             await asyncio.gather(*(self._opener.end(loaded.served) for loaded in same))
             await self._opener.invalidate(graph, reason)
         if place.is_pinned:
@@ -378,3 +390,7 @@ class Serving:
             if place:
                 place.tokens.append((self._clock.monotonic_s(), event.tokens))
         self._emit(event)
+
+
+def _key(installed: InstalledModel) -> Key:
+    return installed.model, installed.version

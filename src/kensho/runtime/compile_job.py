@@ -18,7 +18,9 @@ class CompileJob(Struct):
     key: KeyFields | None
     """None = the raw graph, which needs no compiling."""
     is_background: bool = False
-    """Nobody waits for it: everything else on this machine goes first."""
+    """Nobody waits for it, but its result is wanted soon: the others get most of the processors."""
+    is_idle: bool = False
+    """It is a guess that it will be wanted: it runs only where the machine has nothing else to do."""
 
 
 def dump_job(job: CompileJob) -> str:

@@ -6,11 +6,16 @@
 A child, because a compile takes gigabytes that must be given back, may be killed by the kernel, and must not outlive
 its asker: cancelling `compile` kills it. Each report of the child becomes a `CompileStage` event. A stage that does not
 come on for `stall_s` is taken for hung; since `done` rises to `total`, that bounds every stage.
+
+Compiles that are only guesses (`CompileJob.is_idle`) can be held while somebody waits for something else: the child is
+stopped by the kernel at once, wherever it is, and goes on from there.
 """
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 
 from kensho.base.clock import Seconds
@@ -25,6 +30,8 @@ MAX_LINE_BYTES = 1 << 20
 """More than `error_wire` lets an error be."""
 _GRACE_S: Seconds = 0.5
 _REAP_S: Seconds = 5.0
+_IDLE_PATIENCE = 20
+"""A compile that gets only what nobody wants is taken for hung after so many times `stall_s`: 20 minutes, usually."""
 
 
 class Compiler:
@@ -34,6 +41,17 @@ class Compiler:
         self._env = env
         self._stall_s = stall_s
         self._emit = emit
+        self._idle: set[Child] = set()
+        self._is_held = False
+        self._changes = 0
+
+    def hold_idle(self, is_held: bool) -> None:
+        """Stop the compiles that are only guesses, those that start later too, or let them go on. Idempotent."""
+        if is_held != self._is_held:
+            self._is_held = is_held
+            self._changes += 1
+            for child in self._idle:
+                self._signal(child)
 
     async def compile(self, job: CompileJob, on_stage: Callable[[CompileStage], None] | None = None) -> None:
         """Make the graph of `job` in its output folder. `on_stage` also gets each report.
@@ -52,26 +70,31 @@ class Compiler:
         finally:
             os.close(write_end)
         watch = _Watch(job.model)
+        if job.is_idle:
+            self._idle.add(child)
+            self._signal(child)
         try:
-            await self._follow(read_end, watch, on_stage)
+            await self._follow(read_end, watch, on_stage, self._stall_s * (_IDLE_PATIENCE if job.is_idle else 1))
         except BaseException:
             # Cancelled, or the child's own error: in any case it is not needed any more.
             child.kill()
             raise
         finally:
+            self._idle.discard(child)
             ended = await to_the_end(_end(child, watch))
         if not watch.is_over:
             raise self._failed(watch, ended)
 
-    async def _follow(self, read_end: int, watch: "_Watch", on_stage: Callable[[CompileStage], None] | None) -> None:
+    async def _follow(
+        self, read_end: int, watch: "_Watch", on_stage: Callable[[CompileStage], None] | None, stall_s: Seconds
+    ) -> None:
         reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
         loop = asyncio.get_running_loop()
         pipe = os.fdopen(read_end, "rb", buffering=0)
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
         try:
             while not watch.is_over:
-                async with asyncio.timeout(self._stall_s):
-                    line = await reader.readline()
+                line = await self._line(reader, stall_s)
                 if not line:
                     return
                 if event := watch.read(line):
@@ -82,6 +105,23 @@ class Compiler:
             watch.is_hung = True
         finally:
             transport.close()
+
+    async def _line(self, reader: asyncio.StreamReader, stall_s: Seconds) -> bytes:
+        """The next one. TimeoutError when none came for `stall_s`, in which nobody held the child."""
+        while True:
+            changes = self._changes
+            try:
+                async with asyncio.timeout(stall_s):
+                    return await reader.readline()
+            except TimeoutError:
+                if not self._is_held and self._changes == changes:
+                    raise
+
+    def _signal(self, child: Child) -> None:
+        """A held child that starts just now is stopped too; one that has ended is not there to be hit."""
+        if child.ended() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.descriptor, signal.SIGSTOP if self._is_held else signal.SIGCONT)
 
     def _failed(self, watch: "_Watch", ended: Ended) -> CompileFailed:
         why = f"no progress for {self._stall_s:g} s" if watch.is_hung else ended.reason

@@ -123,11 +123,12 @@ class ModelLoader:
         *,
         tier: Tier,
         is_background: bool = False,
+        is_idle: bool = False,
     ) -> LoadedGraph:
         """The graph of the model in `folder`, whose files have these digests (path -> SHA-256, from its manifest).
 
-        Tier raw is built, never compiled: exact, in 0.1 s, and slower to run. A compile in the background leaves the
-        processors to whoever wants them. Raises ModelError, CompileFailed (after a second attempt), NotEnoughSpace and
+        Tier raw is built, never compiled: exact, in 0.1 s, and slower to run. A compile in the background leaves most
+        of the processors to whoever wants them, an idle one all, and the `Compiler` can hold it. Raises ModelError, CompileFailed (after a second attempt), NotEnoughSpace and
         StorageError (not even the scratch folder). Release what you get.
         """
         asked = await self._ask(model, version, folder, digests, tier)
@@ -140,6 +141,7 @@ class ModelLoader:
             self._threads,
             None if tier == "raw" else asked.fields,
             is_background=is_background,
+            is_idle=is_idle,
         )
         async with self._lane(asked):
             source: Origin = "memory"
