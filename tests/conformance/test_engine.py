@@ -1,115 +1,23 @@
-"""What every engine must do, whatever is inside: one suite, run on each implementation.
+"""What every engine must do, whatever is inside: one suite, run on each implementation (KINDS in conftest.py).
 
-A new engine is one more entry in `KINDS`: how to make it, and on which kind of loop. The undisturbed answer is taken
-from the engine itself (its first full stream), so the rules are about how it behaves, not about what it says.
+The undisturbed answer is taken from the engine itself (its first full stream), so the rules are about how it behaves,
+not about what it says. After each test the fixture looks for what an engine may not leave behind: processes,
+descriptors, threads, segments, maps, tasks.
 """
 
 import asyncio
-import subprocess
-import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
-from kensho.base.clock import SystemClock
-from kensho.base.errors import EngineCrashed, EngineError
-from kensho.base.ids import digest_of
+from kensho.base.errors import ConfigError, EngineCrashed, EngineError
 from kensho.base.inference import Engine, Sampling
-from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.header import KeyFields, graph_key
-from kensho.runtime.host import EngineHost
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.machine import read_machine
-from kensho.testing.engine import ScriptedEngine
-from kensho.testing.loop import run_virtual
 
 PROMPT = (2, 301, 302)
 TOKENS = Sampling(max_tokens=20)
-
-
-@dataclass(frozen=True)
-class Kind:
-    make: Callable[[Callable[[], Path]], Engine]
-    """Gets a function that makes a folder with a compiled tiny model."""
-    run: Callable[[Coroutine[object, object, None]], object]
-
-
-def make_host(compiled: Callable[[], Path]) -> Engine:
-    folder = compiled()
-    return EngineHost(
-        "host",
-        LoadedGraph("m", "1", graph_key(tiny_key()), folder / "graph", folder / "model", "mapped", 256, "compile", 0.0),
-        clock=SystemClock(),
-        emit=lambda _: None,
-        env={},
-        threads=1,
-        max_context=128,
-        start_s=30,
-        inactivity_s=20,
-    )
-
-
-KINDS = [
-    pytest.param(Kind(lambda _: ScriptedEngine("scripted"), run_virtual), id="scripted"),
-    pytest.param(Kind(make_host, asyncio.run), id="host", marks=pytest.mark.real),
-]
-
-
-def tiny_key() -> KeyFields:
-    machine = read_machine()
-    digest = digest_of(b"tiny")
-    return KeyFields(
-        digest, digest, digest, machine.engine_version, machine.arch, machine.system, machine.cpu_features, 256
-    )
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """A folder with a tiny model and its compiled graph, made when the first engine needs it."""
-
-    @cache
-    def make() -> Path:
-        folder = tmp_path_factory.mktemp("engine")
-        script = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
-        subprocess.run([sys.executable, script, folder / "model", "--size", "tiny"], check=True, capture_output=True)
-        (folder / "graph").mkdir()
-        job = CompileJob("m", "1", str(folder / "model"), str(folder / "graph"), 256, 1, tiny_key())
-        asyncio.run(Compiler(env={}, stall_s=60, emit=lambda _: None).compile(job))
-        return folder
-
-    return make
-
-
-Check = Callable[[Engine], Coroutine[object, object, None]]
-OnEngine = Callable[[Check], None]
-
-
-@pytest.fixture
-def on_engine(kind: Kind, compiled: Callable[[], Path]) -> OnEngine:
-    """Runs a check with a fresh, not yet started engine, which is closed afterwards."""
-
-    def run(check: Check) -> None:
-        engine = kind.make(compiled)
-
-        async def whole() -> None:
-            try:
-                await check(engine)
-            finally:
-                await engine.close()
-            assert not engine.is_alive
-
-        kind.run(whole())
-
-    return run
+LONG = Sampling(max_tokens=120)
+OnEngine = Callable[[Callable[[Engine], Awaitable[None]]], None]
 
 
 async def answer(engine: Engine, accepted: list[int] | None = None, sampling: Sampling = TOKENS) -> list[int]:
@@ -190,13 +98,90 @@ def test_a_second_stream_waits_for_the_first(on_engine: OnEngine) -> None:
     on_engine(check)
 
 
-def test_a_killed_engine_ends_its_stream_with_engine_crashed_and_starts_again(on_engine: OnEngine) -> None:
-    long = Sampling(max_tokens=120)
+def test_a_cancel_is_obeyed_within_a_step_not_at_the_end_of_the_answer(on_engine: OnEngine) -> None:
+    async def check(engine: Engine) -> None:
+        loop = asyncio.get_running_loop()
+        await engine.start()
+        began_s = loop.time()
+        await answer(engine, [], LONG)
+        whole_s = loop.time() - began_s
+        stream = engine.generate(PROMPT, [], LONG)
+        await anext(stream)
+        began_s = loop.time()
+        await stream.aclose()
+        await answer(engine, [], Sampling(max_tokens=1))
+        assert loop.time() - began_s < whole_s / 2
 
+    on_engine(check)
+
+
+def test_a_cancelled_task_frees_the_engine_and_so_does_one_that_waits(on_engine: OnEngine) -> None:
     async def check(engine: Engine) -> None:
         await engine.start()
-        whole = await answer(engine, [], long)
-        stream = engine.generate(PROMPT, [], long)
+        whole = await answer(engine)
+        running, waiting = asyncio.create_task(answer(engine, [], LONG)), asyncio.create_task(answer(engine))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for task in (waiting, running):
+            task.cancel()
+        results = await asyncio.gather(running, waiting, return_exceptions=True)
+        assert isinstance(results[1], asyncio.CancelledError)
+        assert await answer(engine) == whole
+
+    on_engine(check)
+
+
+def test_many_streams_wait_for_each_other(on_engine: OnEngine) -> None:
+    async def check(engine: Engine) -> None:
+        await engine.start()
+        whole = await answer(engine)
+        assert await asyncio.gather(*(answer(engine) for _ in range(5))) == [whole] * 5
+
+    on_engine(check)
+
+
+def test_an_answer_that_is_complete_already_has_no_more_tokens(on_engine: OnEngine) -> None:
+    async def check(engine: Engine) -> None:
+        await engine.start()
+        whole = await answer(engine)
+        assert await answer(engine, whole) == []
+        assert await answer(engine, [], Sampling(max_tokens=0)) == []
+        assert await answer(engine, whole, Sampling(max_tokens=10)) == []
+
+    on_engine(check)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling"),
+    [
+        ((), TOKENS),
+        ((2**32 - 1,), TOKENS),
+        ((-1,), TOKENS),
+        ((2,) * 100_000, Sampling(max_tokens=1)),
+        (PROMPT, Sampling(max_tokens=1, stop_ids=(2**32 - 1,) * 64)),
+    ],
+    ids=["empty", "huge id", "negative id", "longer than any context", "odd stop ids"],
+)
+def test_a_bad_request_is_the_callers_error_or_answered_and_the_engine_goes_on(
+    prompt: tuple[int, ...], sampling: Sampling, on_engine: OnEngine
+) -> None:
+    async def check(engine: Engine) -> None:
+        await engine.start()
+        whole = await answer(engine)
+        with suppress(ConfigError):
+            async for _ in engine.generate(prompt, [], sampling):
+                pass
+        assert engine.is_alive
+        assert await answer(engine) == whole
+
+    on_engine(check)
+
+
+def test_a_killed_engine_ends_its_stream_with_engine_crashed_and_starts_again(on_engine: OnEngine) -> None:
+    async def check(engine: Engine) -> None:
+        await engine.start()
+        whole = await answer(engine, [], LONG)
+        stream = engine.generate(PROMPT, [], LONG)
         got = [await anext(stream)]
         await engine.kill()
         await engine.kill()
@@ -206,7 +191,7 @@ def test_a_killed_engine_ends_its_stream_with_engine_crashed_and_starts_again(on
                 got.append(token)  # what had arrived before the kill may still be handed out
         assert got == whole[: len(got)]
         await engine.start()
-        assert got + await answer(engine, got, long) == whole
+        assert got + await answer(engine, got, LONG) == whole
 
     on_engine(check)
 
@@ -216,5 +201,49 @@ def test_an_engine_that_does_not_run_answers_with_engine_crashed(on_engine: OnEn
         with pytest.raises(EngineError) as caught:
             await answer(engine)
         assert isinstance(caught.value, EngineCrashed)
+
+    on_engine(check)
+
+
+def test_a_killed_engine_answers_with_engine_crashed_until_it_is_started(on_engine: OnEngine) -> None:
+    async def check(engine: Engine) -> None:
+        await engine.kill()  # nothing to kill yet
+        await engine.start()
+        whole = await answer(engine)
+        waiting = engine.generate(PROMPT, [], TOKENS)
+        await engine.kill()
+        with pytest.raises(EngineCrashed):
+            await anext(waiting)
+        with pytest.raises(EngineCrashed):
+            await answer(engine)
+        await engine.start()
+        assert await answer(engine) == whole
+
+    on_engine(check)
+
+
+def test_killing_closing_and_starting_at_once_ends_in_order(on_engine: OnEngine) -> None:
+    async def check(engine: Engine) -> None:
+        await asyncio.gather(engine.start(), engine.start(), engine.start())
+        whole = await answer(engine)
+        await asyncio.gather(engine.kill(), engine.close(), engine.kill())
+        assert not engine.is_alive
+        await engine.start()
+        assert await answer(engine) == whole
+
+    on_engine(check)
+
+
+def test_a_start_that_is_cancelled_leaves_an_engine_that_starts(on_engine: OnEngine) -> None:
+    async def check(engine: Engine) -> None:
+        for turns in (1, 3, 10):
+            task = asyncio.create_task(engine.start())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await engine.start()
+        assert len(await answer(engine)) == 20
 
     on_engine(check)

@@ -215,7 +215,8 @@ class _Worker:
         self._loading: asyncio.Future[None] = self.loop.create_future()
         self._has_ended = asyncio.Event()
         # A daemon: one that hangs must not keep the program from its end.
-        threading.Thread(target=self._run, name=f"engine-{name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+        self._thread.start()
 
     async def ready(self) -> None:
         """Until the model is loaded. Raises what loading raises."""
@@ -240,6 +241,7 @@ class _Worker:
                 await self._has_ended.wait()
         except TimeoutError:
             return False
+        self._thread.join(timeout_s)  # it has said its last word: microseconds
         return True
 
     def tell(self, act: Callable[..., object], *words: object) -> None:
