@@ -5,9 +5,13 @@ nothing but the messages: no files, no imports, no attributes that begin with `_
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kensho.base.errors import ConfigError, ModelError
 from kensho.base.structs import Struct
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_TEMPLATE_CHARS = 256 * 1024
 MAX_OUTPUT_CHARS = 1024 * 1024
@@ -49,27 +53,30 @@ def render_messages(template: str, messages: Sequence[Mapping[str, str]], tokens
         ) from error
 
 
-def _render(template: str, messages: list[Mapping[str, str]], tokens: Mapping[str, str]) -> str:
+def template_environment() -> "ImmutableSandboxedEnvironment":
+    """The sandbox, with the options that transformers renders with: templates are written for them."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    if len(template) > MAX_TEMPLATE_CHARS:
-        raise _refused(f"has {len(template)} characters, {MAX_TEMPLATE_CHARS} at most")
-    # The options that transformers renders with: templates are written for them.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
 
     def raise_exception(message: object) -> str:
         raise TemplateError(str(message))
 
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = raise_exception
+    return environment
+
+
+def _render(template: str, messages: list[Mapping[str, str]], tokens: Mapping[str, str]) -> str:
+    if len(template) > MAX_TEMPLATE_CHARS:
+        raise _refused(f"has {len(template)} characters, {MAX_TEMPLATE_CHARS} at most")
     parts, length = [], 0
     try:
-        compiled = environment.from_string(template)
+        compiled = template_environment().from_string(template)
         for part in compiled.generate(messages=messages, add_generation_prompt=True, **tokens):
-            parts.append(part)
-            length += len(part)
+            parts.append("".join((part,)))  # a plain str, whatever the template was given
+            length += len(parts[-1])
             if length > MAX_OUTPUT_CHARS:
                 raise _refused(f"writes more than {MAX_OUTPUT_CHARS} characters")
     except ModelError:

@@ -1,16 +1,17 @@
 """Does a chat template only put text around one question? Then these texts replace it, and no Jinja is needed.
 
-Proof, at build: (1) the template is rendered with a question that notices whatever is done to it but being written
-down and trimmed: a test of its length, of what it contains or begins with, a split, a replacement; (2) it is rendered
-with questions that would show what (1) cannot see: empty ones, quotes, braces, white space, special tokens, Jinja.
-Anything else than before + question + after, and the template stays.
+Proof, at build: (1) the template has no filter and no operator that could read a text unnoticed; (2) it is rendered
+with a question that notices whatever is done to it but being written down, added to and trimmed: a test of its length,
+of what it contains or begins with, a split, a replacement; (3) it is rendered with questions that would show what (2)
+cannot see: empty ones, quotes, braces, white space, special tokens, Jinja. Anything else than before + question +
+after, and the template stays.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from kensho.base.errors import ModelError
-from kensho.runtime.chat_template import ChatPieces, render_question
+from kensho.runtime.chat_template import MAX_TEMPLATE_CHARS, ChatPieces, render_question, template_environment
 
 _MARK = "\ue000kensho\ue001"
 _PROBES = (
@@ -21,6 +22,13 @@ _PROBES = (
     "system", "assistant", "user", "<tool_call>", "<image>", "l'\u00e9t\u00e9", "\u65e5\u672c\u8a9e",
     "\U0001f469\u200d\U0001f469", "0", "None", "false", "[]", "x" * 5000, "\t\ttabs\t", "\r\nx\r\n", "\x00\x1f",
 )  # fmt: skip
+_FILTERS = frozenset(
+    {
+        "trim", "tojson", "default", "d", "length", "count", "first", "last", "list", "items", "selectattr",
+        "rejectattr", "map", "string", "safe", "upper", "lower", "replace", "capitalize", "indent", "reverse",
+    }
+)  # fmt: skip
+"""That go by a text's methods, or pass it on as it is."""
 _WATCHED = (
     "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
     "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
@@ -33,6 +41,8 @@ _WATCHED = (
 
 def find_pieces(template: str, tokens: Mapping[str, str]) -> ChatPieces | None:
     """The texts around the question, None where the template does more, or fails."""
+    if len(template) > MAX_TEMPLATE_CHARS or not _is_watchable(template):
+        return None
     try:
         watched = _Question(_MARK)
         text = render_question(template, watched, tokens)
@@ -44,6 +54,19 @@ def find_pieces(template: str, tokens: Mapping[str, str]) -> ChatPieces | None:
     except ModelError:
         return None
     return pieces if is_proven else None
+
+
+def _is_watchable(template: str) -> bool:
+    """Whether what it does to texts shows in a `_Question`: C code that reads a text passes its methods by."""
+    from jinja2 import TemplateError, nodes
+
+    try:
+        parsed = template_environment().parse(template)
+    except (TemplateError, RecursionError):
+        return False
+    if any(node.name not in _FILTERS for node in parsed.find_all(nodes.Filter)) or parsed.find(nodes.Concat):
+        return False
+    return all(isinstance(node.right, nodes.Const) for node in parsed.find_all(nodes.Mod))
 
 
 class _Question(str):
@@ -67,7 +90,11 @@ class _Question(str):
     def __radd__(self, other: str, /) -> "_Question":
         return _Question(str.__add__(other, self), self.uses)
 
+    def __str__(self) -> str:
+        return self
+
     def __hash__(self) -> int:
+        self.uses.append("hash")
         return str.__hash__(self)
 
 
