@@ -110,6 +110,19 @@ def test_an_interrupt_before_the_command_has_begun_is_no_traceback(monkeypatch: 
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&- <&-", "> /dev/full"])
+@pytest.mark.parametrize("command", ["--help", "status", "run m p"])
+def test_a_closed_or_full_stream_is_no_traceback(how: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "format").write_text("1\n")
+    line = f"exec {sys.executable} -m kensho --store {tmp_path} {command} {how}"
+    if command == "--help":
+        line = f"exec {sys.executable} -m kensho --help {how}"
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.returncode in ((0, 1) if command == "--help" else (1, 4))
+
+
+@pytest.mark.real
 @pytest.mark.parametrize("model", ["absent", "../odd"])
 def test_a_run_that_fails_leaves_no_process(model: str, tmp_path: Path) -> None:
     from kensho.delivery.disk import RealDisk

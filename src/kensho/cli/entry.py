@@ -11,7 +11,7 @@ import os
 import sys
 
 from kensho import __version__
-from kensho.cli.client import INTERRUPTED, store_of, try_daemon
+from kensho.cli.client import FAILURE, INTERRUPTED, store_of, try_daemon
 from kensho.cli.usage import help_text, words_of
 
 TYPE_CHECKING = False  # importing `typing` takes longer than asking the daemon
@@ -48,10 +48,10 @@ def main() -> int:
 
 
 def _main(arguments: list[str], environ: "Mapping[str, str]") -> int:
+    _have_streams()
     text = _text_at_once(arguments[0] if arguments else "")
     if text:
-        sys.stdout.write(text)
-        return 0
+        return _say(text)
     code = try_daemon(arguments, environ)
     if code is not None:
         return code
@@ -94,6 +94,23 @@ def _leave(code: int) -> None:
     except OSError:
         return  # the reader has gone; the interpreter's own end deals with it
     os._exit(code)
+
+
+def _have_streams() -> None:
+    """Where stdout or stderr was closed (`>&-`), what is said goes nowhere, and no other file takes the number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+
+
+def _say(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:  # the reader has gone, or the disk is full; the interpreter flushes at its end, and would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    return 0
 
 
 def _text_at_once(argument: str) -> str:
