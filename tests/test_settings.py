@@ -56,3 +56,13 @@ def test_child_processes_get_chosen_variables_only() -> None:
 
 def test_proxy_comes_from_the_environment() -> None:
     assert load_settings({}, {**ENV, "https_proxy": "http://proxy:3128"}).proxy == "http://proxy:3128"
+
+
+def test_tasks_are_lists_of_models(tmp_path: Path) -> None:
+    config = tmp_path / "kensho.toml"
+    config.write_text('[tasks]\nchat = ["voice-2", "dialogue"]\n')
+    assert load_settings({"config": config}, {}).tasks == {"chat": ("voice-2", "dialogue")}
+    for bad in ('tasks = "chat"', "[tasks]\nchat = []", '[tasks]\nchat = "dialogue"', "[tasks]\nchat = [1]"):
+        config.write_text(bad)
+        with pytest.raises(UsageError, match="tasks"):
+            load_settings({"config": config}, {})

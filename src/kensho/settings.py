@@ -6,7 +6,7 @@ seconds); an unknown key or a value of the wrong kind is refused by name, so tha
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -64,6 +64,10 @@ class Settings(Struct, kw_only=True):
     """Bound of the graph cache on disk."""
     model_memory_bytes: int = 0
     """Memory that all loaded models may take together; 0 = what the machine and its cgroup leave."""
+    warm: tuple[str, ...] = ()
+    """Models that an application which stays (`async with`) loads ahead of their first request, and keeps."""
+    warm_up: bool = False
+    """It also loads the models that were asked most at this hour of the day before; nothing is closed for them."""
     allow_faults: bool = False
     """Engine hosts accept `kensho fault` (rehearsal of failures)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -79,6 +83,8 @@ class Settings(Struct, kw_only=True):
     """How long a daemon that stops lets running answers finish."""
     config: str = ""
     """The configuration file that was read; empty: none."""
+    tasks: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    """Names of tasks, each with its models in order of preference. In a configuration file: a table [tasks]."""
     child_env: Mapping[str, str] = field(factory=dict)
     """The environment that child processes get: chosen variables only."""
 
@@ -121,7 +127,10 @@ def load_settings(overrides: Mapping[str, object], environ: Mapping[str, str] | 
     for key, value in values.items():
         _check(key, value)
     values["config"] = str(config or "")
-    values["http_names"] = tuple(values.get("http_names", ()))  # type: ignore[arg-type]  # checked above
+    tasks: Mapping[str, Sequence[str]] = values.get("tasks", {})  # type: ignore[assignment]  # checked above
+    values["tasks"] = {task: tuple(models) for task, models in tasks.items()}
+    for name in ("http_names", "warm"):
+        values[name] = tuple(values.get(name, ()))  # type: ignore[arg-type]  # checked above
     values["store"] = Path(str(values["store"])).expanduser().absolute()
     values["child_env"] = child_env(environ)
     return Settings(**values)  # type: ignore[arg-type]  # every value was checked against its field
@@ -171,7 +180,11 @@ def _check(key: str, value: object) -> None:
             raise UsageError(f"setting {key} cannot be {value!r}", advice=f"use a number from {low:g} to {high:g}")
     elif names[key] in (bool, "bool") and not isinstance(value, bool):
         raise UsageError(f"setting {key} cannot be {value!r}", advice="use true or false")
-    elif key == "http_names":
+    elif key == "tasks":
+        lists = value.values() if isinstance(value, Mapping) else [()]
+        if not all(isinstance(models, list | tuple) and models and set(map(type, models)) == {str} for models in lists):
+            raise UsageError(f"setting {key} cannot be {value!r}", advice='use a table of lists: chat = ["dialogue"]')
+    elif key in ("http_names", "warm"):
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
             raise UsageError(f"setting {key} cannot be {value!r}", advice='use a list of names: ["kiosk-7"]')
     elif key in ("store", "proxy", "http_host") and not isinstance(value, str | Path | None):

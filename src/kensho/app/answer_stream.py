@@ -7,8 +7,8 @@ async with aclosing(answer):
 answer.record                                # the figures
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Literal
 
 from kensho.app.answers import AnswerRecord, GenerateOptions, Prompt, Token
@@ -17,8 +17,11 @@ from kensho.base.errors import ConfigError
 from kensho.base.inference import Sampling
 
 if TYPE_CHECKING:
+    from kensho.app.opening import ServedModel
+    from kensho.app.routing import Router
     from kensho.app.serving import Serving
     from kensho.delivery.store import InstalledModel
+    from kensho.resilience.router import Choice
     from kensho.runtime.text import TextCodec
 
 LONG_PROMPT_CHARS = 20_000
@@ -30,22 +33,21 @@ class AnswerStream:
 
     def __init__(
         self,
-        model: str,
+        router: "Router",
         prompt: Prompt,
         options: GenerateOptions,
         *,
-        find: "Callable[[str], Awaitable[tuple[InstalledModel, bool]]]",
         serve: "Callable[[], Serving]",
         max_context: int,
         clock: Clock,
     ) -> None:
-        """`find` gives the installed model, or its fallback and True; `serve` what loads it."""
-        self._find = find
+        """`router` says which installed model answers; `serve` gives what loads it."""
+        self._router = router
         self._serve = serve
         self._max_context = max_context
         self._clock = clock
         self._began_s = clock.monotonic_s()
-        self._tokens = self._run(model, prompt, options)
+        self._tokens = self._run(prompt, options)
         self._measure: Callable[[], AnswerRecord] | None = None
         self._record: AnswerRecord | None = None
 
@@ -70,15 +72,13 @@ class AnswerStream:
         """Cancel: the engine stops within one step. Idempotent."""
         await self._tokens.aclose()
 
-    async def _run(self, model: str, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Token, None]:
+    async def _run(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Token, None]:
         from kensho.resilience.admission import parse_priority
 
         clock = self._clock
         deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
-        installed, is_fallback = await self._find(model)
-        serving = self._serve()
-        was_loaded = serving.is_loaded(installed)
-        async with serving.use(installed) as served:
+        async with AsyncExitStack() as held:
+            installed, choice, was_loaded, served = await self._load(held)
             loaded_s = first_s = clock.monotonic_s()
             prompt_ids = await _encode(served.codec, prompt, is_raw=options.is_raw_prompt)
             detokenizer = served.codec.detokenizer()
@@ -109,7 +109,8 @@ class AnswerStream:
                     tier=served.tier_of(figures.engine),
                     failovers=figures.failovers,
                     gap_ms=figures.gap_ms,
-                    is_fallback_model=is_fallback,
+                    is_fallback_model=choice.is_fallback,
+                    reason=choice.reason,
                     prompt_tokens=len(prompt_ids),
                     finish=finish,
                 )
@@ -128,6 +129,20 @@ class AnswerStream:
                 yield Token(None, rest)
             self._measure = measure
             self._record = measure()
+
+    async def _load(self, held: AsyncExitStack) -> "tuple[InstalledModel, Choice, bool, ServedModel]":
+        """The model that answers, loaded, and whether it was before. One that cannot be loaded here is replaced by
+        its fallback."""
+        from kensho.app.routing import CANNOT_BE_LOADED
+
+        serving = self._serve()
+        while True:
+            installed, choice = await self._router.choose()
+            was_loaded = serving.is_loaded(installed)
+            try:
+                return installed, choice, was_loaded, await held.enter_async_context(serving.use(installed))
+            except CANNOT_BE_LOADED as error:
+                await self._router.lost(installed.model, error)
 
 
 async def _encode(codec: "TextCodec", prompt: Prompt, *, is_raw: bool) -> list[int]:

@@ -71,6 +71,8 @@ class AnswerRecord(Struct, kw_only=True):
     gap_ms: float
     """Longest silence of a failover as the reader saw it."""
     is_fallback_model: bool = False
+    reason: str = ""
+    """Why this model and engine were chosen (row S7)."""
     prompt_tokens: int
     finish: Literal["stop", "length"]
     """stop = the model ended it; length = max_tokens or the end of its context did."""

@@ -21,11 +21,8 @@ from kensho.app.status import Status, with_tiers
 from kensho.base.clock import Clock
 from kensho.base.errors import (
     ConfigError,
-    Damaged,
     KenshoError,
-    NotEnoughSpace,
     NotInstalled,
-    TransportError,
     UsageError,
 )
 from kensho.base.events import Event, Level, ScrubFailed, Service
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
 
     from kensho.app.activity import LoadedModel
     from kensho.app.opening import LoadedEngine
+    from kensho.app.routing import Router
     from kensho.app.serving import Serving
     from kensho.delivery.checker import VerifyReport
     from kensho.delivery.installed import Release
@@ -88,6 +86,7 @@ class Kensho:
         self._deliveries = Deliveries(settings, client_version=__version__, clock=clock, emit=self.emit)
         self._serving: Serving | None = None
         self._scrubbing: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[None] | None = None
 
     # --- events and time ---
 
@@ -177,14 +176,15 @@ class Kensho:
     def generate(self, model: str, prompt: Prompt, options: GenerateOptions | None = None) -> AnswerStream:
         """The answer, token by token: iterate it once. `record` has the figures afterwards.
 
-        Pulls the model first if it is not installed and a source was given. Iterating raises NotInstalled, Damaged,
-        ModelError, CompileFailed, EngineError, Overloaded (see kensho.base.errors for what helps).
+        `model` may be a task of the settings: its models are tried in their order. Pulls the model first if it is not
+        installed and a source was given. Iterating raises NotInstalled, Damaged, ModelError, CompileFailed,
+        EngineError, Overloaded (see kensho.base.errors for what helps).
         """
+        options = options or GenerateOptions()
         return AnswerStream(
-            check_name(model, "model name"),
+            self._router(check_name(model, "model name"), options.engine),
             prompt,
-            options or GenerateOptions(),
-            find=self._ready_or_fallback,
+            options,
             serve=self._serve,
             max_context=self.settings.max_context,
             clock=self._clock,
@@ -221,6 +221,7 @@ class Kensho:
 
     async def aclose(self) -> None:
         """End every engine process and close the store. Idempotent."""
+        await self._end_warming()
         scrubbing, self._scrubbing = self._scrubbing, None
         if scrubbing is not None:
             scrubbing.cancel()
@@ -247,6 +248,10 @@ class Kensho:
             import asyncio
 
             self._scrubbing = asyncio.create_task(self._scrub())
+        if self.settings.warm or self.settings.warm_up:
+            import asyncio
+
+            self._warming = asyncio.create_task(self._warm_up())
         return self
 
     async def __aexit__(
@@ -255,6 +260,7 @@ class Kensho:
         """Left without an exception, a compile that runs in the background is finished first: the next start is then
         as fast as it can be. `aclose`, and an exception, end it."""
         try:
+            await self._end_warming()
             if kind is None and self._serving is not None:
                 await self._serving.finish()
         finally:
@@ -317,6 +323,33 @@ class Kensho:
         finally:
             await asyncio.to_thread(thread.shutdown)  # waits for the thread, not holding up the event loop
 
+    async def _warm_up(self) -> None:
+        """For as long as the application is open (row R6)."""
+        import asyncio
+
+        from kensho.app.shelf import StoreShelf
+        from kensho.app.warmer import BEGIN_S, Warmer
+
+        await asyncio.sleep(BEGIN_S)
+        shelf = StoreShelf(lambda: self._deliveries.store, self.settings, clock=self._clock, emit=self.emit)
+        named, is_guessing = self.settings.warm, self.settings.warm_up
+        warmer = Warmer(shelf, self._serve(), named=named, is_guessing=is_guessing, clock=self._clock, emit=self.emit)
+        end_listening = self.listen(warmer.hear)
+        try:
+            await warmer.run()
+        finally:
+            end_listening()
+
+    async def _end_warming(self) -> None:
+        warming, self._warming = self._warming, None
+        if warming is not None:
+            import asyncio
+
+            warming.cancel()
+            await asyncio.wait([warming])
+            if not warming.cancelled():
+                warming.result()  # it never ends by itself, but by a fault in Kensho: not hidden
+
     async def _ready(self, model: str) -> "InstalledModel":
         """The installed model, checked; pulled first where that is wanted and possible."""
         import asyncio
@@ -338,19 +371,22 @@ class Kensho:
             return installed  # its engines have the verified files open already
         return self._deliveries.ready_model(model)
 
-    async def _ready_or_fallback(self, model: str) -> "tuple[InstalledModel, bool]":
-        """The model, or the one that its publisher named for when it cannot be had (row D8): it is damaged beyond what
-        can be mended now, or not installed because the last pull of it failed. What the trust refuses has no fallback:
-        a person must look."""
-        try:
-            return await self._ready(model), False
-        except (Damaged, NotInstalled, NotEnoughSpace, TransportError):
-            import asyncio
+    def _router(self, wanted: str, engine: str | None) -> "Router":
+        import asyncio
 
-            fallback = await asyncio.to_thread(self._deliveries.fallback_of, model)
-            if fallback is None:
-                raise
-            return await self._ready(fallback), True
+        from kensho.app.routing import Router, engine_facts
+
+        async def fallback_of(model: str) -> str | None:
+            return await asyncio.to_thread(self._deliveries.fallback_of, model)
+
+        return Router(
+            wanted,
+            engine,
+            tasks=self.settings.tasks,
+            ready=self._ready,
+            fallback_of=fallback_of,
+            engines_of=lambda installed: engine_facts(self._serving.served(installed.model) if self._serving else None),
+        )
 
 
 def _names(models: Sequence[str]) -> list[str]:

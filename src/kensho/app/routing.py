@@ -1,0 +1,85 @@
+"""Find who answers (row S7): finds out what `resilience.router` wants to know, until it has chosen.
+
+What the trust refuses has no fallback: a person must look. When nobody can answer, the error of the model that was
+asked for is raised, as if there were no router.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kensho.base.errors import (
+    CompileFailed,
+    Damaged,
+    KenshoError,
+    ModelError,
+    NotEnoughMemory,
+    NotEnoughSpace,
+    NotInstalled,
+    TransportError,
+)
+from kensho.resilience.circuit import ADMITTING
+from kensho.resilience.router import Choice, EngineFacts, Facts, Look, Unusable, Usable, route
+
+if TYPE_CHECKING:
+    from kensho.app.opening import ServedModel
+    from kensho.delivery.store import InstalledModel
+
+CANNOT_BE_HAD = (Damaged, NotInstalled, NotEnoughSpace, TransportError)
+CANNOT_BE_LOADED = (NotEnoughMemory, ModelError, CompileFailed)
+"""Known only once it was tried; the model's fallback answers then, and the event of the attempt has said why."""
+
+
+class Router:
+    """For one request. `choose` may be asked again, after `lost`."""
+
+    def __init__(
+        self,
+        wanted: str,
+        engine: str | None,
+        *,
+        tasks: Mapping[str, Sequence[str]],
+        ready: "Callable[[str], Awaitable[InstalledModel]]",
+        fallback_of: Callable[[str], Awaitable[str | None]],
+        engines_of: "Callable[[InstalledModel], tuple[EngineFacts, ...]]",
+    ) -> None:
+        """`ready` gives a model, checked, or raises; `engines_of` what is known of its engines (empty: not loaded)."""
+        self._wanted = wanted
+        self._engine = engine
+        self._tasks = tasks
+        self._ready = ready
+        self._fallback_of = fallback_of
+        self._engines_of = engines_of
+        self._facts: dict[str, Facts] = {}
+        self._installed: dict[str, InstalledModel] = {}
+        self._error: KenshoError | None = None
+
+    async def choose(self) -> "tuple[InstalledModel, Choice]":
+        """Raises what the first model's `ready` raised, or what it was lost by, when nobody can answer."""
+        while True:
+            step = route(self._wanted, self._facts, tasks=self._tasks, engine=self._engine)
+            if isinstance(step, Choice):
+                return self._installed[step.model], step
+            if not isinstance(step, Look):
+                raise self._error or NotInstalled(f"nobody answers {self._wanted!r}", advice="name a model")
+            try:
+                installed = await self._ready(step.model)
+            except CANNOT_BE_HAD as error:
+                await self.lost(step.model, error)
+            else:
+                self._installed[step.model] = installed
+                self._facts[step.model] = Usable(installed.version, self._engines_of(installed))
+
+    async def lost(self, model: str, error: KenshoError) -> None:
+        """The model cannot answer after all."""
+        self._error = self._error or error
+        self._facts[model] = Unusable(error.message, await self._fallback_of(model))
+
+
+def engine_facts(served: "ServedModel | None") -> tuple[EngineFacts, ...]:
+    """What a loaded model's circuits say of its engines."""
+    if served is None:
+        return ()
+    circuits = served.scheduler.snapshot().circuits
+    return tuple(
+        EngineFacts(name, seen.mode in ADMITTING, f"is {seen.mode} ({seen.reason})") for name, seen in circuits.items()
+    )
