@@ -212,18 +212,18 @@ def test_a_client_that_does_not_read_is_cut_off_and_frees_its_engine(is_stream: 
 
 
 def test_a_client_that_reads_slowly_does_not_hold_the_engine_and_gets_all_of_it() -> None:
-    app = ScriptedApp([f"{number} " for number in range(200)])
+    app = ScriptedApp([f"{number} " for number in range(500)])
 
     async def main() -> Client:
         client = Client(app, takes_s=3.0)
         asking = asyncio.create_task(client.request("POST", CHAT, ASKED | {"stream": True}))
-        await asyncio.sleep(200 * TOKEN_S + 1.0)
+        await asyncio.sleep(500 * TOKEN_S + 1.0)
         assert app.running == 0 and not client.is_complete
         await asking
         return client
 
     *chunks, done = run_virtual(main()).events
-    assert done == "[DONE]" and len(chunks) < 40
+    assert done == "[DONE]" and len(chunks) < 300
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == "".join(app.pieces)
 

@@ -27,7 +27,7 @@ MAX_BODY_BYTES = 10_000_000
 BODY_S: Seconds = 30.0
 """A client that has not sent its request by then is told so (guess: ten megabytes over a slow link)."""
 
-BACKLOG = 32
+BACKLOG = 256
 """Pieces that wait for a client before they are sent together (guess)."""
 
 Parse = Callable[[bytes, Mapping[str, str]], Asked]
