@@ -1,6 +1,7 @@
 """Loading models for real: which graph is used, what a bad one leads to, what is closed when."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kensho.app import GenerateOptions, Kensho, opening, serving, tiers
+from kensho.app import GenerateOptions, Kensho, opening, serving, tiers, warmer
+from kensho.app.shelf import USES_SETTING
+from kensho.app.warmup import parse_uses
 from kensho.base.clock import SystemClock
 from kensho.base.errors import NotEnoughMemory, UsageError
-from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, TierChanged
+from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, ModelWarmed, TierChanged
 from kensho.base.structs import replace
 from kensho.cli.main import main
 from kensho.delivery.disk import RealDisk
@@ -314,3 +317,39 @@ def test_every_load_of_a_model_is_counted(world: World) -> None:
     store.close()
     assert installed.uses == 2
     assert installed.used_at is not None
+
+
+def test_a_named_model_answers_its_first_request_warm_and_what_was_asked_is_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmer, "BEGIN_S", 0.0)
+
+    async def ask() -> tuple[str, str]:
+        async with world.open(warm=["demo"], warm_up=True) as app:
+            is_warm = asyncio.Event()
+            app.listen(lambda event: is_warm.set() if isinstance(event, ModelWarmed) else None)
+            async with asyncio.timeout(60):
+                await is_warm.wait()
+            answer = app.generate("demo", QUESTION.question)
+            assert "".join([token.text async for token in answer]) == QUESTION.answer
+            return answer.record.load_source, answer.record.tier
+
+    assert asyncio.run(ask()) == ("memory", "mapped")
+    with contextlib.closing(Store.open(world.store, disk=RealDisk())) as store:
+        assert list(parse_uses(store.state.setting(USES_SETTING) or "")) == ["demo"]
+
+
+def test_leaving_while_a_model_is_warmed_ends_that(
+    world: World, slow_compiler: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmer, "BEGIN_S", 0.0)
+
+    async def leave() -> None:
+        async with world.open(warm=["demo"], child_env=slow_compiler):
+            async with asyncio.timeout(30):
+                while not psutil.Process().children():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+    asyncio.run(leave())
+    assert world.compiled() == []
+    assert [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE] == []

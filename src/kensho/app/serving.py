@@ -109,6 +109,9 @@ class Serving:
             self._places = {key: place, **self._places}  # nobody has asked for it: it goes before all others
         return place.loaded.served.graph
 
+    def loaded_models(self) -> set[str]:
+        return {model for model, _ in self._places}
+
     def room(self) -> Room:
         """For models that are loaded on a guess."""
         return Room(self._free_bytes() - RESERVE_BYTES, KEPT_MODELS - len(self._places))

@@ -128,8 +128,9 @@ class ModelLoader:
         """The graph of the model in `folder`, whose files have these digests (path -> SHA-256, from its manifest).
 
         Tier raw is built, never compiled: exact, in 0.1 s, and slower to run. A compile in the background leaves most
-        of the processors to whoever wants them, an idle one all, and the `Compiler` can hold it. Raises ModelError, CompileFailed (after a second attempt), NotEnoughSpace and
-        StorageError (not even the scratch folder). Release what you get.
+        of the processors to whoever wants them, an idle one all, and the `Compiler` can hold it. Raises ModelError,
+        CompileFailed (after a second attempt), NotEnoughSpace and StorageError (not even the scratch folder). Release
+        what you get.
         """
         asked = await self._ask(model, version, folder, digests, tier)
         job = CompileJob(

@@ -152,6 +152,30 @@ class ModelClosed(Event, kw_only=True):
     idle_s: float
 
 
+class ModelWarmed(Event, kw_only=True):
+    """Nobody had asked for it yet. `source`: where its graph was found, compile = made for this."""
+
+    name: ClassVar[str] = "runtime.model.warmed"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{model} {version} was loaded ahead of its first request in {seconds:.2f} s ({source})"
+    model: str
+    version: str
+    source: str
+    seconds: float
+
+
+class ModelNotWarmed(Event, kw_only=True):
+    """It is loaded when somebody asks for it, as ever."""
+
+    name: ClassVar[str] = "runtime.model.not_warmed"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = "{model} stays cold until it is asked for: {reason}"
+    model: str
+    reason: str
+
+
 class EngineStarted(Event, kw_only=True):
     name: ClassVar[str] = "runtime.engine.started"
     service: ClassVar[Service] = "runtime"
