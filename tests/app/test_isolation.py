@@ -58,7 +58,7 @@ def count(events: list[Event], kind: type[Event]) -> int:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():
+    while not is_so():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
