@@ -8,6 +8,7 @@ from typing import Any, cast
 from kensho.app import AnswerRecord, GenerateOptions, Kensho, Token
 from kensho.app.answers import Prompt
 from kensho.base.events import Event
+from kensho.base.ids import check_name
 from kensho.server.http_app import make_http_app
 from kensho.testing.clock import VirtualClock
 
@@ -61,6 +62,7 @@ class ScriptedApp:
         self.events: list[Event] = []
 
     def generate(self, model: str, prompt: Prompt, options: GenerateOptions) -> ScriptedAnswer:
+        check_name(model, "model name")
         self.asked.append((model, prompt, options))
         return ScriptedAnswer(self, options)
 

@@ -153,6 +153,12 @@ def test_an_error_before_the_first_token_has_its_own_status(
         assert "x-request-id" in client.headers and "retry-after" not in client.headers
 
 
+@pytest.mark.parametrize("name", ["meta/llama", "", "con", "m" * 100])
+def test_a_name_that_no_model_can_have_is_the_name_of_none(name: str) -> None:
+    client = ask(ScriptedApp(), {"model": name})
+    assert (client.status, client.json["error"]["code"]) == (404, "model_not_found")
+
+
 @pytest.mark.parametrize("kind", [Overloaded, DeadlineMissed])
 def test_a_refusal_says_when_to_come_back(kind: type[Overloaded]) -> None:
     client = ask(ScriptedApp([], kind("busy", retry_after_s=1.25)))

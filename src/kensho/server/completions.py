@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from kensho.app import AnswerRecord, AnswerStream, GenerateOptions, Kensho
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import KenshoError
+from kensho.base.errors import KenshoError, NotInstalled, UsageError
 from kensho.base.events import ErrorRaised
 from kensho.server.openai_errors import Problem, problem_of
 from kensho.server.openai_reply import Finish, ReplyShape
@@ -91,7 +91,10 @@ class Completions:
             asked.has_usage,
         )
         scan = StopScanner(asked.stops)
-        answer = self._app.generate(asked.model, asked.prompt, options)
+        try:
+            answer = self._app.generate(asked.model, asked.prompt, options)
+        except UsageError as error:  # a name that no model can have
+            raise NotInstalled(f"model {asked.model[:80]!r} is not installed", advice="see /v1/models") from error
         async with aclosing(answer):
             pieces = _pieces(answer, scan)
             async with aclosing(pieces):
