@@ -53,7 +53,8 @@ def _tell(context: Context, status: "Status", loaded: "list[LoadedModel] | None"
         error = Damaged(status.sentence, advice="run kensho repair")
     elif status.state == "storage-missing":
         error = StorageError(status.sentence, advice="run kensho init --from URL --root ROOT.json")
-    code = exits.DEGRADED if status.state == "degraded" else exits.exit_code(error) if error else exits.OK
+    codes = {"degraded": exits.DEGRADED, "overloaded": exits.OVERLOADED}
+    code = exits.exit_code(error) if error else codes.get(status.state, exits.OK)
     daemon = None if loaded is None else {"loaded": [as_dict(model) for model in loaded]}
     return Result(code, {**status.as_json(), "daemon": daemon}, error)
 
