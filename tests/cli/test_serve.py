@@ -267,3 +267,21 @@ def test_a_port_in_use_and_an_address_that_others_reach_are_refused(store: Path)
     done = kensho(store, "serve", "--host", "203.0.113.7", "--port", "0", "--json")
     assert (done.returncode, json.loads(done.stdout)["error"]) == (1, "config")
     assert not (store / "daemon.sock").exists()
+
+
+def test_others_are_let_in_by_word_with_a_warning_and_by_name_only(store: Path) -> None:
+    command = [sys.executable, "-m", "kensho", "--store", str(store), "serve", "--port", "0"]
+    command += ["--host", "0.0.0.0", "--allow-remote", "--names", "kiosk-7"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout and daemon.stderr
+        url = daemon.stdout.readline().strip().replace("0.0.0.0", "127.0.0.1")
+        for host, status in (("kiosk-7", 200), ("0.0.0.0", 200), ("localhost", 200), ("kiosk-8", 421)):
+            request = urllib.request.Request(f"{url}/health", headers={"Host": host})
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    assert answer.status == status
+            except urllib.error.HTTPError as refused:
+                assert refused.code == status
+        daemon.terminate()
+        assert "warning: other machines reach it" in daemon.stderr.read()
+    assert daemon.returncode == 0

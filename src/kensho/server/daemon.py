@@ -1,6 +1,6 @@
 """`kensho serve` from its beginning to its end: one process that holds a store's models warm and answers for it.
 
-    await serve(app, choose, stop=stop, on_ready=print, clock=clock)
+    await serve(app, choose, stop=stop, on_ready=lambda http: print(http.url), clock=clock)
 
 The order of the start is that of what can refuse: a second daemon, a port in use, a socket that cannot be made. The
 end takes no more, lets running answers finish within the setting `stop_s`, then ends them. Engines belong to the
@@ -26,9 +26,9 @@ from kensho.server.http_server import HttpServer
 
 
 async def serve(
-    app: Kensho, choose: Choose, *, stop: asyncio.Event, on_ready: Callable[[str], None], clock: Clock
+    app: Kensho, choose: Choose, *, stop: asyncio.Event, on_ready: Callable[[HttpServer], None], clock: Clock
 ) -> None:
-    """Returns after `stop`. `on_ready` gets the URL once everything answers. Raises DaemonRunning, PortInUse,
+    """Returns after `stop`. `on_ready` is called once everything answers. Raises DaemonRunning, PortInUse,
     ConfigError and StorageError before that."""
     settings, store = app.settings, app.settings.store
     if (await asyncio.to_thread(app.status)).state == "storage-missing":
@@ -41,7 +41,7 @@ async def serve(
             await control.start()
             await http.start(_http_app(app, http, clock))
             app.emit(DaemonStarted(url=http.url, pid=os.getpid()))
-            on_ready(http.url)
+            on_ready(http)
             await stop.wait()
         finally:
             await asyncio.gather(control.close(grace_s=settings.stop_s), http.close(grace_s=settings.stop_s))

@@ -21,6 +21,7 @@ from kensho.cli.output import Output
 if TYPE_CHECKING:
     from kensho.app import Kensho
     from kensho.server.control_streams import Request, Streams
+    from kensho.server.http_server import HttpServer
 
 
 def add_arguments(arguments: Arguments) -> None:
@@ -76,7 +77,7 @@ async def _serve(context: Context) -> Result:
             app,
             lambda request, streams: _choose(context, app, request, streams),
             stop=stop,
-            on_ready=lambda url: _tell_ready(context, url),
+            on_ready=lambda http: _tell_ready(context, http),
             clock=context.clock,
         )
     finally:
@@ -84,10 +85,13 @@ async def _serve(context: Context) -> Result:
     return Result()
 
 
-def _tell_ready(context: Context, url: str) -> None:
-    context.output.json_line({"type": "listening", "url": url})
-    context.output.data(url)
-    context.output.note(f"serving the models of {context.settings.store}; Ctrl-C ends it")
+def _tell_ready(context: Context, http: "HttpServer") -> None:
+    output = context.output
+    output.json_line({"type": "listening", "url": http.url, "is_remote": http.is_remote})
+    output.data(http.url)
+    output.note(f"serving the models of {context.settings.store}; Ctrl-C ends it")
+    if http.is_remote:
+        output.note("warning: other machines reach it, and there is no password: who reaches it may use every model")
 
 
 def _choose(daemon: Context, app: "Kensho", request: "Request", streams: "Streams") -> "Coroutine[None, None, int]":
