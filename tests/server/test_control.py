@@ -240,6 +240,7 @@ def test_the_socket_is_for_its_owner_and_replaces_a_stale_one_whatever_its_lengt
     asyncio.run(main())
 
 
+@pytest.mark.real
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_user_is_cut_off_even_where_the_file_would_let_him_in(tmp_path: Path) -> None:
     async def main() -> None:

@@ -8,7 +8,7 @@ from kensho.server.stop_strings import StopScanner
 TEXT = st.text("abE", max_size=20)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(TEXT, max_size=8), st.lists(st.text("abE", min_size=1, max_size=4), max_size=3))
 def test_what_is_shown_is_the_answer_up_to_the_first_stop_and_nothing_is_taken_back(
     pieces: list[str], stops: list[str]
