@@ -44,6 +44,7 @@ class Opener:
     released: int = 0
     compiles: int = 0
     has_closed: bool = False
+    has_finished: bool = False
     is_held: bool = False
     held_s: float = 0.0
     lanes: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -122,6 +123,10 @@ class Opener:
         self.compiled.discard(graph.model)
         self.damaged.discard(graph.model)
         self.invalidated.append(reason)
+
+    async def finish(self) -> None:
+        await asyncio.sleep(5)
+        self.has_finished = True
 
     async def close(self) -> None:
         self.has_closed = True
@@ -266,7 +271,7 @@ def test_closing_while_compiling_does_not_wait_and_finishing_does(world: World) 
         await serving.finish()
 
     world.run(patient)
-    assert (world.opener.compiles, world.opener.released) == (1, 1)
+    assert (world.opener.compiles, world.opener.released, world.opener.has_finished) == (1, 1, True)
     assert world.changes() == []  # nobody would ask the new engines
 
 

@@ -203,6 +203,10 @@ class ModelOpener:
         """No engine can use it, whatever its hashes say: it is made anew when it is wanted again (row R7)."""
         await self._loader.invalidate(graph, reason)
 
+    async def finish(self) -> None:
+        """What a later start would otherwise wait for is made: tables, for models that were opened without."""
+        await self._tables.finish_all()
+
     async def close(self) -> None:
         """After the last engine has ended."""
         await self._tables.close()

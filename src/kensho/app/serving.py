@@ -145,10 +145,11 @@ class Serving:
         return graph
 
     async def finish(self) -> None:
-        """Let the compiles that run in the background come to their end, so that the next start finds their graphs."""
+        """Let what is made in the background come to its end, graphs and tables of tokenizers, so that the next start
+        finds it."""
         self._is_finishing = True
         changing = [place.changing for place in self._places.values() if place.changing]
-        await asyncio.gather(*changing, return_exceptions=True)
+        await asyncio.gather(*changing, self._opener.finish(), return_exceptions=True)
 
     async def close(self) -> None:
         """End every engine and every compile; nothing is left behind. Idempotent."""

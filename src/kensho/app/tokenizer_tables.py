@@ -1,6 +1,7 @@
 """Tokenizer tables for models that came without them: made after the first answer, found at the next start.
 
-Nobody waits for them and nothing is done before something was answered: until then the machine is the user's.
+No answer waits for them, and nothing is done before one was given: until then the machine is the user's. A program that
+ends by itself has them made first (as it finishes a compile, ADR 40), or it would never find them.
 """
 
 import asyncio
@@ -49,6 +50,12 @@ class TablesInBackground:
         self._begin(key)
         if task := self._tasks.get(key):
             await asyncio.shield(task)
+
+    async def finish_all(self) -> None:
+        """Have all tables made that are lacking, and wait for that."""
+        for key in list(self._wanted):
+            self._begin(key)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def close(self) -> None:
         """End the builds; no child is left."""
