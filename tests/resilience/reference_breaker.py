@@ -511,7 +511,7 @@ def _come_and_go(pair: Pair, rng: random.Random, mood: str, draw: float) -> None
     """An engine that can always be brought back, and never stays."""
     mode = pair.reference.mode
     if mode == "CLOSED":
-        pair.advance(rng.choice([0.0, 20.0, 150.0, 250.0]), draw)
+        pair.advance(rng.choice([0.0, 20.0, 150.0, 250.0, 600.0]), draw)
         pair.admit(draw)
         pair.settle(-1, F.CRASH, None, draw)
     elif mode == "RESTARTING":

@@ -15,13 +15,16 @@ from kensho.resilience.circuit import (
     Admit,
     Admitted,
     BreakerSettings,
+    CanaryCancelled,
     CanaryFailed,
     CanaryPassed,
     Cancelled,
+    Changed,
     Effect,
     Failed,
     Force,
     HostReady,
+    Hurry,
     Mode,
     RunCanary,
     StartHost,
@@ -36,8 +39,8 @@ MOMENTS_S = [0.0, 0.0, 1e-6, 0.01, 0.9, 2.0, 3.0, 61.0]
 
 def twins(settings: BreakerSettings, rng: random.Random) -> Iterator[tuple[Any, Any]]:
     """Endless (what the gate made of it, what `step` made of it) for the same random inputs."""
-    now = [1000.0]
-    gate = Gate(breaker.closed(now[0]), settings, now_s=lambda: now[0], rng=lambda: 0.5, carry_out=lambda effects: None)
+    now, carried = [1000.0], list[tuple[Effect, ...]]()
+    gate = Gate(breaker.closed(now[0]), settings, now_s=lambda: now[0], rng=lambda: 0.25, carry_out=carried.append)
     state = breaker.closed(now[0])
     permits = [0]
     while True:
@@ -57,14 +60,19 @@ def twins(settings: BreakerSettings, rng: random.Random) -> Iterator[tuple[Any, 
                     Tick(),
                     CanaryPassed(state.generation),
                     CanaryFailed(state.generation, F.UNKNOWN),
+                    CanaryCancelled(state.generation),
+                    Hurry(),
                     Force(rng.choice([Mode.FORCED_CLOSED, Mode.METRICS_ONLY, None, None]), rng.choice([None, 5.0])),
                     HostReady(state.generation),
                 )
             ),
         ]
         act, event = rng.choice(quick) if rng.random() < 0.9 else rng.choice(slow)
-        state, effects = breaker.step(state, event, now[0], settings, 0.5)
+        state, effects = breaker.step(state, event, now[0], settings, 0.25)
+        carried.clear()
         answer = act()
+        if carried:
+            yield carried, [effects]
         if isinstance(event, Admit):
             permit = next((effect.generation for effect in effects if isinstance(effect, Admitted)), None)
             permits = [*permits[-3:], permit or 0]
@@ -101,6 +109,28 @@ def test_a_healthy_engines_calls_take_no_step() -> None:
         gate.succeeded(permit)
     assert steps == []
     assert gate.state.counters.successes == 200
+
+
+def test_a_refusal_takes_no_step_while_nothing_is_due() -> None:
+    steps: list[tuple[Effect, ...]] = []
+    now = [1000.0]
+    gate = Gate(
+        breaker.closed(1000.0), BreakerSettings(), now_s=lambda: now[0], rng=lambda: 0.5, carry_out=steps.append
+    )
+    gate.failed(1, F.TIMEOUT)
+    steps.clear()
+    now[0] = 1059.9
+    assert [gate.admit() for _ in range(50)] == [None] * 50
+    assert (steps, gate.state.counters.rejected) == ([], 50)
+    now[0] = 1060.0
+    assert gate.admit() is None
+    assert [type(effect) for effect in steps[0]][:2] == [Changed, RunCanary]
+    gate.send(Force(Mode.FORCED_OPEN))
+    steps.clear()
+    now[0] = 1e9
+    assert gate.admit() is None
+    assert (steps, gate.state.counters.rejected) == ([], 52)
+    assert not gate.admits
 
 
 class Crowd:

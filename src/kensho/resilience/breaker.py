@@ -32,7 +32,6 @@ from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError
 from kensho.base.structs import replace
 from kensho.resilience.breaker_moves import (
-    MAX_DOUBLINGS,
     Moment,
     Result,
     count,
@@ -250,7 +249,7 @@ def _would_open(state: State, why: str) -> Result:
 def _crashed(state: State, at: Moment, why: str) -> Result:
     settings = at.settings
     recent = (*(t for t in state.restarts_s if at.now_s - t < settings.failed_starts_window_s), at.now_s)
-    state = replace(state, restarts_s=recent[-settings.free_restarts - MAX_DOUBLINGS :])
+    state = replace(state, restarts_s=recent)  # no more than the waits below let happen within the window
     too_many = len(recent) - settings.free_restarts
     if too_many <= 0:
         return go_restarting(state, at, why, must_kill=True)

@@ -21,7 +21,7 @@ from kensho.base.backoff import Rng
 from kensho.base.clock import Seconds
 from kensho.base.structs import replace
 from kensho.resilience import breaker
-from kensho.resilience.breaker_rates import WARM_UP_CALLS, counted, tracked
+from kensho.resilience.breaker_rates import counted, tracked
 from kensho.resilience.circuit import (
     ADMITTING,
     Admit,
@@ -62,6 +62,20 @@ class Gate:
         "_usual_s",
     )
 
+    _state: State
+    _permit: int | None
+    """For everybody, while nothing but an outcome can change the circuit."""
+    _admits_all: bool
+    _due_s: Seconds
+    """When a refusal may no longer be quick."""
+    _quick_until_s: Seconds
+    """Until when a success may be quick; in the past if it may not."""
+    _usual_s: Seconds
+    """The longest pace that is not slow."""
+    _baseline_s: Seconds
+    _baseline_calls: int
+    _last_success_s: Seconds
+
     def __init__(
         self,
         state: State,
@@ -76,13 +90,7 @@ class Gate:
         self._rng = rng
         self._carry_out = carry_out
         self._lock = threading.Lock()
-        self._state = state
-        self._permit: int | None = None
-        self._admits_all = False
         self._rejected = self._succeeded = 0
-        self._last_success_s = self._baseline_s = self._usual_s = 0.0
-        self._baseline_calls = 0
-        self._due_s = self._quick_until_s = -_NEVER
         self._take(state)
 
     @property
@@ -172,8 +180,7 @@ class Gate:
         is_due = state.mode is Mode.HALF_OPEN and state.until_s is None
         self._due_s = -_NEVER if is_due else _NEVER if state.until_s is None else state.until_s
         self._baseline_s, self._baseline_calls = state.baseline_s, state.baseline_calls
-        is_known = state.baseline_calls >= WARM_UP_CALLS
-        self._usual_s = state.baseline_s * self._settings.slow_factor if is_known else -_NEVER
+        self._usual_s = state.baseline_s * self._settings.slow_factor
         is_quick = state.mode is Mode.CLOSED and state.weight == 0
         # All that is counted here falls into one bucket of the rates: the step at its end begins the next one.
         bucket = int(self._now_s() // self._settings.bucket_s)

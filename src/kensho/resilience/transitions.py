@@ -17,7 +17,7 @@ class Transition(Struct):
 _C, _O, _H, _R, _X = Mode.CLOSED, Mode.OPEN, Mode.HALF_OPEN, Mode.RESTARTING, Mode.HARD_OPEN
 
 TRANSITIONS = (
-    Transition(_C, _O, "failures in a row, or rates, too high; crashes too often"),
+    Transition(_C, _O, "failures in a row, or rates, too high, or crashes too often"),
     Transition(_C, _R, "crash, hang, sticky error, second want of memory"),
     Transition(_C, _H, "the machine slept"),
     Transition(_C, _X, "device lost, driver mismatch, unkillable"),
