@@ -1,0 +1,43 @@
+"""A virtual day of requests and faults: is there exactly one outcome for each, and is nothing left behind?
+
+    python bench/soak.py [--hours 24] [--seeds 3]
+
+The real scheduler, admission, circuits and failover, over scripted engines, on virtual time (kensho.testing.soak).
+"""
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import print_bar, print_machine
+from kensho.testing.soak import soak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    print_machine()
+    found = 0
+    for seed in range(1, args.seeds + 1):
+        began_s = time.process_time()
+        report = soak(hours=args.hours, rng=random.Random(seed).random)
+        outcomes = ", ".join(f"{count} {word}" for word, count in sorted(report.outcomes.items()))
+        print(
+            f"seed {seed}: {args.hours:g} h in {time.process_time() - began_s:.0f} s of CPU; {report.asked} requests:"
+            f" {outcomes}; {report.faults} faults, {report.moved} streams moved, {report.circuits} changes of circuits,"
+            f" {report.levels} of the level, at most {report.most_tasks} clients at once"
+        )
+        for what in report.faults_found:
+            print(f"  {what}")
+        found += len(report.faults_found)
+    print_bar("what did not hold (outcomes, ids, leaks)", found, 0, "")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Days of use with everything that goes wrong, in minutes: the real scheduler over scripted engines, on virtual time.
+
+    report = soak(hours=24.0, rng=random.Random(1).random)
+    assert not report.faults_found
+
+Requests come at random, now and then two hundred in a second; clients leave in mid-answer, stop reading, or ask for the
+impossible; engines crash, hang, slow down, refuse to start and see numbers that are not finite; people force circuits;
+the wall clock jumps. Once an hour the clients pause, and everything must have come to rest: each request has had
+exactly one outcome, nothing runs, waits or is held, and no task is left. At the end nothing at all is left.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from kensho.base.backoff import Rng
+from kensho.base.clock import Seconds
+from kensho.base.errors import EngineError, Overloaded, PoisonRequest
+from kensho.base.events import AdmissionChanged, Event, RequestFinished, RequestRejected, StreamMoved
+from kensho.base.inference import Sampling
+from kensho.base.structs import Struct, field
+from kensho.resilience.admission import Priority
+from kensho.resilience.circuit import Mode
+from kensho.resilience.guard import Canary
+from kensho.resilience.scheduler import Scheduler, SchedulerSettings
+from kensho.testing.clock import VirtualClock
+from kensho.testing.engine import Fault, FaultKind, ScriptedEngine, expected_ids
+from kensho.testing.loop import run_virtual
+
+HOUR_S = 3600.0
+EVERY_S = 4.0
+"""A request comes, in the mean."""
+FAULT_EVERY_S = 90.0
+BURST_EVERY_S = 1200.0
+BURST = 200
+REST_S = 900.0
+"""Within which everything must have come to rest: longer than any default deadline, and than an engine's way back."""
+CANARY = Canary([9], expected_ids([9], Sampling(max_tokens=2)))
+FAULTS: tuple[FaultKind, ...] = ("fail", "hang", "slow", "crash", "nan")
+"""Without `wrong`: a wrong engine is believed until a canary asks it, and every answer here is checked."""
+
+T = TypeVar("T")
+
+
+class SoakReport(Struct, frozen=False):
+    hours: float
+    asked: int = 0
+    outcomes: Counter[str] = field(factory=Counter)
+    """As events told them: ok, failed, cancelled, deadline, and rejected."""
+    faults: int = 0
+    moved: int = 0
+    levels: int = 0
+    """Changes of the level of admission."""
+    circuits: int = 0
+    most_tasks: int = 0
+    faults_found: list[str] = field(factory=list)
+    """What did not hold. Empty: all is well."""
+
+
+def soak(*, hours: float, rng: Rng) -> SoakReport:
+    """Blocks for about ten seconds a day of virtual time. Deterministic for a deterministic `rng`."""
+    clock = VirtualClock()
+    report = SoakReport(hours)
+    run_virtual(_Soak(report, clock, rng).run(), clock=clock, limit_s=(hours + 1) * 2 * HOUR_S)
+    return report
+
+
+class _Soak:
+    def __init__(self, report: SoakReport, clock: VirtualClock, rng: Rng) -> None:
+        self._report = report
+        self._clock = clock
+        self._rng = rng
+        self._engines = [ScriptedEngine("primary"), ScriptedEngine("standby")]
+        self._scheduler = Scheduler(
+            *self._engines,
+            model="soak",
+            version="1",
+            tier_of=lambda _: "",
+            canary=CANARY,
+            settings=SchedulerSettings(unread_tokens=32),
+            clock=clock,
+            rng=rng,
+            emit=self._hear,
+        )
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        async with self._scheduler:
+            self._calm_tasks = len(asyncio.all_tasks()) + 3  # a circuit's own: kill, start, probe
+            for hour in range(math.ceil(self._report.hours)):
+                share = min(1.0, self._report.hours - hour)
+                async with asyncio.TaskGroup() as work:
+                    for act, every_s in (
+                        (self._ask_one, EVERY_S),
+                        (self._harm, FAULT_EVERY_S),
+                        (self._burst, BURST_EVERY_S),
+                    ):
+                        work.create_task(self._now_and_then(act, every_s, self._clock.monotonic_s() + share * HOUR_S))
+                await self._rest(hour + 1)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        self._check(not left, f"tasks are left at the end: {left}")
+        self._check(not any(engine.is_alive for engine in self._engines), "an engine is left at the end")
+
+    async def _now_and_then(self, act: Callable[[], None], every_s: Seconds, until_s: Seconds) -> None:
+        while (now_s := self._clock.monotonic_s()) < until_s:
+            await asyncio.sleep(min(until_s - now_s, -math.log(1.0 - self._rng()) * every_s))
+            act()
+
+    # --- clients ---
+
+    def _ask_one(self) -> None:
+        self._report.asked += 1
+        task = asyncio.create_task(self._client(self._report.asked))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    def _burst(self) -> None:
+        for _ in range(BURST):
+            self._ask_one()
+
+    async def _client(self, number: int) -> None:
+        """What one client does; whatever it reads is held against the undisturbed answer."""
+        prompt, sampling = (number, 5, 7), Sampling(max_tokens=1 + int(self._rng() * 60))
+        whole, got = expected_ids(prompt, sampling), list[int]()
+        answer = self._scheduler.submit(
+            prompt,
+            sampling,
+            priority=self._one_of(tuple(Priority)),
+            deadline_s=self._one_of((None, None, None, self._clock.monotonic_s() + 20.0 * self._rng() - 1.0)),
+            is_whole=self._rng() < 0.3,
+            engine=self._one_of((None,) * 9 + ("standby",)),
+        )
+        leaves_after = int(self._rng() * 80) if self._rng() < 0.1 else None
+        sleeps_after = int(self._rng() * 40) if self._rng() < 0.05 else None
+        is_complete = False
+        try:
+            async with aclosing(answer):
+                async for token in answer:
+                    got.append(token)
+                    if len(got) == leaves_after:
+                        return
+                    if len(got) == sleeps_after:
+                        await asyncio.sleep(120.0 * self._rng())
+            is_complete = True
+        except (EngineError, Overloaded, PoisonRequest):
+            pass
+        finally:
+            self._check(got == whole[: len(got)], f"request {number} got other ids than the undisturbed answer has")
+            self._check(not is_complete or got == whole, f"request {number} ended early without an error")
+
+    # --- harm ---
+
+    def _harm(self) -> None:
+        self._report.faults += 1
+        engine, chance = self._one_of(self._engines), self._rng()
+        if chance < 0.2:
+            engine.die()
+        elif chance < 0.25:
+            engine.refuse_starts(1 + int(self._rng() * 3))
+        elif chance < 0.3:
+            self._scheduler.force(engine.name, self._one_of((Mode.FORCED_OPEN, Mode.FORCED_CLOSED)), for_s=30.0)
+        elif chance < 0.35:
+            self._clock.step_wall(self._one_of((-3600.0, 3600.0, 1e6)))
+        else:
+            engine.inject(Fault(self._one_of(FAULTS), int(self._rng() * 20)))
+
+    # --- rest ---
+
+    async def _rest(self, hour: int) -> None:
+        """The clients pause. A circuit that gave up is given back, as a person would."""
+        until_s = self._clock.monotonic_s() + REST_S
+        while self._clients and self._clock.monotonic_s() < until_s:
+            await asyncio.wait(self._clients, timeout=until_s - self._clock.monotonic_s())
+        await asyncio.sleep(30.0)
+        seen, told = self._scheduler.snapshot(), self._report.outcomes
+        self._check(not self._clients, f"hour {hour}: {len(self._clients)} clients wait for ever")
+        self._check(
+            told.total() == self._report.asked, f"hour {hour}: {self._report.asked} asked, {told.total()} outcomes"
+        )
+        self._check(
+            seen.running == seen.unread == sum(seen.waiting.values()) == 0, f"hour {hour}: something is held: {seen}"
+        )
+        tasks = len(asyncio.all_tasks())
+        self._check(tasks <= self._calm_tasks, f"hour {hour}: {tasks} tasks at rest")
+        for name, circuit in seen.circuits.items():
+            if circuit.mode is Mode.HARD_OPEN:
+                self._scheduler.force(name, None)
+
+    def _hear(self, event: Event) -> None:
+        report = self._report
+        report.most_tasks = max(report.most_tasks, len(self._clients))
+        if isinstance(event, RequestFinished):
+            report.outcomes[event.outcome] += 1
+        elif isinstance(event, RequestRejected):
+            report.outcomes["rejected"] += 1
+        report.moved += isinstance(event, StreamMoved)
+        report.levels += isinstance(event, AdmissionChanged)
+        report.circuits += event.name.startswith("circuit.") and "canary" not in event.name
+
+    def _check(self, is_held: bool, what: str) -> None:
+        if not is_held and len(self._report.faults_found) < 20:
+            self._report.faults_found.append(what)
+
+    def _one_of(self, things: Sequence[T]) -> T:
+        return things[int(self._rng() * len(things))]
