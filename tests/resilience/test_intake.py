@@ -101,6 +101,8 @@ def test_the_level_falls_by_itself_and_both_changes_are_told() -> None:
 
     desk = at_desk(use, bound=1)
     told = [event for event in desk.events if isinstance(event, AdmissionChanged)]
+    assert [event.name for event in told] == ["admission.saturated", "admission.relaxed"]
+    assert "overloaded, pausing unimportant work" in told[0].next_step
     assert [(event.from_level, event.to_level) for event in told] == [("NORMAL", "SATURATED"), ("SATURATED", "NORMAL")]
 
 

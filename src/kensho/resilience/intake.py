@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import KenshoError
-from kensho.base.events import AdmissionChanged, Emit, RequestRejected
+from kensho.base.events import Emit, RequestRejected, admission_changed
 from kensho.base.structs import Struct
 from kensho.resilience.admission import (
     AdmissionQueue,
@@ -225,7 +225,7 @@ class Intake:
         self._level = level
         if level is not before:
             self._emit(
-                AdmissionChanged(
+                admission_changed(
                     model=self._model, from_level=before.value, to_level=level.value, next_step=_NEXT_STEPS[level]
                 )
             )

@@ -23,6 +23,9 @@ from kensho.base.events.delivery import (
 from kensho.base.events.event import Emit, Event, Level, Service
 from kensho.base.events.resilience import (
     AdmissionChanged,
+    AdmissionPressured,
+    AdmissionRelaxed,
+    AdmissionSaturated,
     CanaryFinished,
     CircuitChanged,
     CircuitClosed,
@@ -36,6 +39,7 @@ from kensho.base.events.resilience import (
     RequestPoisoned,
     RequestRejected,
     StreamMoved,
+    admission_changed,
     circuit_changed,
 )
 from kensho.base.events.runtime import (
@@ -60,6 +64,9 @@ from kensho.base.events.runtime import (
 
 __all__ = [
     "AdmissionChanged",
+    "AdmissionPressured",
+    "AdmissionRelaxed",
+    "AdmissionSaturated",
     "CanaryFinished",
     "CheckFinished",
     "ChunkCorrupt",
@@ -115,5 +122,6 @@ __all__ = [
     "TierKept",
     "TokenizerTables",
     "UpdateApplied",
+    "admission_changed",
     "circuit_changed",
 ]

@@ -158,13 +158,40 @@ class RequestFinished(Event, kw_only=True):
 
 
 class AdmissionChanged(Event, kw_only=True):
-    """How hard pressed the queue is: NORMAL, PRESSURED or SATURATED (row S5: the system says that it is overloaded)."""
+    """How hard pressed the queue is: NORMAL, PRESSURED or SATURATED (row S5: the system says that it is overloaded).
+    What is sent is one of its kinds below."""
 
     name: ClassVar[str] = "admission.changed"
     service: ClassVar[Service] = "resilience"
-    level: ClassVar[Level] = "warning"
+    level: ClassVar[Level] = "info"
     text: ClassVar[str] = "intake of {model}: {from_level} -> {to_level}; {next_step}"
     model: str
     from_level: str
     to_level: str
     next_step: str
+
+
+class AdmissionSaturated(AdmissionChanged, kw_only=True):
+    name: ClassVar[str] = "admission.saturated"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "model {model}: {next_step}"
+
+
+class AdmissionPressured(AdmissionChanged, kw_only=True):
+    name: ClassVar[str] = "admission.pressured"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "model {model}: requests wait long; {next_step}"
+
+
+class AdmissionRelaxed(AdmissionChanged, kw_only=True):
+    name: ClassVar[str] = "admission.relaxed"
+    text: ClassVar[str] = "model {model}: no longer {from_level}; {next_step}"
+
+
+_ADMISSION: dict[str, type[AdmissionChanged]] = {"SATURATED": AdmissionSaturated, "PRESSURED": AdmissionPressured}
+
+
+def admission_changed(*, model: str, from_level: str, to_level: str, next_step: str) -> AdmissionChanged:
+    """The event for a change to `to_level`."""
+    kind = _ADMISSION.get(to_level, AdmissionRelaxed)
+    return kind(model=model, from_level=from_level, to_level=to_level, next_step=next_step)
