@@ -1,16 +1,23 @@
 """Admission beside the same rules written a second time (`reference_admission.py`): no difference, step by step.
 
-The long form (100 000 steps and more) runs with KENSHO_LONG=1, that is in `make soak`.
+Hypothesis chooses the steps, and shrinks what it finds; the random walk takes many more of them in the same time. Each
+seeded mutant of the product must be noticed by the walk. `make soak` lets Hypothesis take 100 000 steps too.
 """
 
 import os
+import random
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from reference_admission import ReferenceQueue
 
+from kensho.resilience import admission
 from kensho.resilience.admission import (
     AdmissionQueue,
     AdmissionSettings,
@@ -172,3 +179,172 @@ TestSideBySide.settings = settings(
     derandomize=not IS_LONG,
     suppress_health_check=list(HealthCheck),
 )
+
+
+# --- the random walk ---
+
+ALL_TIMES = [Times(), Times(((8, 0.05), (64, 0.3)), 0.01), Times(((1, 0.2),), 0.1), Times(((64, 0.6),))]
+
+
+def random_settings(rng: random.Random) -> AdmissionSettings:
+    least, bound = rng.randint(1, 4), rng.randint(4, 8)
+    return AdmissionSettings(
+        bound=bound,
+        bound_least=least,
+        bound_most=rng.randint(bound, 12),
+        bound_budget_s=4.0,
+        critical_reserve=rng.randint(0, 2),
+        low_turn=rng.randint(1, 4),
+        lifo_per_slot=rng.randint(0, 2),
+        saturated_rejections=rng.randint(2, 5),
+        deadlines_s=(1.0, 1.5, 2.0, 4.0),
+    )
+
+
+def random_estimate(rng: random.Random) -> Estimate:
+    engines = ENGINES[: rng.choice([0, 1, 2, 2])]
+    candidates = tuple(Candidate(engine, rng.choice(ALL_TIMES)) for engine in engines)
+    return Estimate(candidates, rng.choice([0.0, 0.1, 2.0]), rng.choice([0.0, 0.5, 1.0, 3.0]), rng.randint(1, 2))
+
+
+def walk(queue_class: Any, *, steps: int, seed: int) -> None:
+    """Raises AssertionError at the first difference. A new queue every 200 steps."""
+    rng = random.Random(seed)
+    for done in range(0, steps, 200):
+        _walk(queue_class, rng, min(200, steps - done))
+
+
+def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
+    settings = random_settings(rng)
+    queue, reference, now_s = queue_class(settings), ReferenceQueue(settings), 1000.0
+    seen: list[Ticket] = []
+    estimate = random_estimate(rng)
+    for _ in range(steps):
+        if rng.random() < 0.3:
+            estimate = random_estimate(rng)
+        match rng.choices(["offer", "take", "resume", "cancel", "expire", "strand", "wait"], [9, 5, 1, 1, 1, 0.5, 3])[
+            0
+        ]:
+            case "offer":
+                priority, work = (
+                    Priority(rng.choice([0, 1, 1, 2, 2, 3, 3])),
+                    Work(rng.choice([1, 9, 100]), rng.choice([0, 3])),
+                )
+                deadline_s = rng.choice([None, now_s - 1.0, now_s + 0.5, now_s + 3.0, now_s + 9.0])
+                engine = rng.choice([None, None, None, *ENGINES])
+                ticket, refused = queue.offer(priority, deadline_s, now_s, estimate, work=work, engine=engine)
+                assert told(refused) == reference.offer(priority, deadline_s, now_s, estimate, work, engine)
+                seen.append(ticket)
+            case "take":
+                engine = rng.choice([None, *ENGINES])
+                taken, refused = queue.take(now_s, estimate, engine)
+                assert (taken and taken.number, told(refused)) == reference.take(now_s, estimate, engine)
+            case "resume" if seen:
+                before, work, avoids = rng.choice(seen), Work(rng.choice([1, 9])), rng.choice(["", *ENGINES])
+                deadline_s = now_s + rng.choice([0.5, float("inf")])
+                again = queue.resume(before, deadline_s, work, now_s, avoids=avoids)
+                number = reference.resume(before.priority, deadline_s, now_s, work, before.engine, avoids)
+                assert again.number == number
+                seen.append(again)
+            case "cancel" if seen:
+                ticket = rng.choice(seen[-12:])
+                assert queue.cancel(ticket) == reference.drop(ticket.number)
+            case "expire" if seen:
+                ticket = rng.choice(seen[-12:])
+                one = queue.expire(ticket, now_s, estimate)
+                assert (told([one])[0] if one else None) == reference.expire(ticket.number, now_s, estimate)
+            case "strand":
+                lost = queue.take_stranded(estimate)
+                assert (lost and lost.number) == reference.stranded(estimate)
+            case "wait":
+                now_s += rng.choice([1 / 64, 7 / 64, 0.25, 1.0, 3.0, 10.0])
+        assert queue.level(now_s, estimate) == reference.level(now_s, estimate)
+        assert queue.depths() == {p: sum(w.priority == p for w in reference.waiting) for p in Priority}
+        assert queue.urgent_count() == reference.urgent()
+
+
+def test_two_thousand_random_steps_show_no_difference() -> None:
+    walk(AdmissionQueue, steps=2_000, seed=1)
+
+
+@pytest.mark.real
+def test_a_hundred_thousand_random_steps_show_no_difference() -> None:
+    walk(AdmissionQueue, steps=100_000, seed=2)
+
+
+MUTANTS = {
+    "the deadline is not asked for at the start": (
+        "            if _is_in_time(ticket, now_s, estimate):",
+        "            if True:",
+    ),
+    "in time means before the deadline": (
+        "return now_s + estimate.needed_s(ticket) <= ticket.deadline_s",
+        "return now_s <= ticket.deadline_s",
+    ),
+    "evicts the newest": (
+        "oldest = next(iter(self._fresh[lowest].values()))",
+        "oldest = next(reversed(self._fresh[lowest].values()))",
+    ),
+    "evicts its own class": ("if lowest <= newcomer.priority:", "if lowest < newcomer.priority:"),
+    "no reserve for CRITICAL": (
+        "self._settings.critical_reserve if newcomer.priority is Priority.CRITICAL else 0",
+        "0",
+    ),
+    "one place too many": (
+        "        if self._fresh_count < bound:\n            return []",
+        "        if self._fresh_count <= bound:\n            return []",
+    ),
+    "the bound does not follow the service time": ("if estimate.service_p95_s <= 0:", "if True:"),
+    "the lowest class never has a turn": ("self._starts_since_low >= self._settings.low_turn - 1", "False"),
+    "the lowest class has its turn before CRITICAL": ("and not self._waits(Priority.CRITICAL):", "and True:"),
+    "the turn comes one too late": (">= self._settings.low_turn - 1", ">= self._settings.low_turn"),
+    "never the newest first": ("is_lifo = is_crowd and", "is_lifo = False and"),
+    "the newest first without a crowd": ("is_crowd = len(fresh) >", "is_crowd = len(fresh) >= 0 or len(fresh) >"),
+    "SATURATED sheds HIGH too": (
+        "level is Level.SATURATED and priority >= Priority.NORMAL",
+        "level is Level.SATURATED and priority >= Priority.HIGH",
+    ),
+    "SATURATED for ever": ("now_s - self._rejected_at_s[0] < settings.saturated_window_s", "True"),
+    "shedding counts as rejection": (
+        'return ticket, [self._refuse(ticket, "saturated" if is_shed else "pressured", estimate)]',
+        'return ticket, [self._reject(ticket, "saturated" if is_shed else "pressured", now_s, estimate)]',
+    ),
+    "an empty queue sheds": ("        if not len(self):\n            return False\n", ""),
+    "a begun request can be evicted": (
+        "self._resumed[ticket.priority][again.number] = again",
+        "self._fresh[ticket.priority][again.number] = again",
+    ),
+    "a begun request goes last": (
+        "for line in (resumed, reversed(fresh) if is_lifo else fresh):",
+        "for line in (reversed(fresh) if is_lifo else fresh, resumed):",
+    ),
+    "a cancelled ghost stays counted": ("        self._fresh_count -= is_fresh\n", ""),
+    "a request goes back to the engine that lost it": ("not (has_others and self.avoids == engine)", "True"),
+    "a slow engine gets what it cannot do": (
+        "if is_late_anywhere or now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s:",
+        "if True:",
+    ),
+    "nobody is stranded": ("if not self._named_count:", "if True:"),
+}
+
+
+def mutant(old: str, new: str) -> Any:
+    """The queue of the product with one piece of its source exchanged."""
+    source = Path(admission.__file__).read_text()
+    assert source.count(old) == 1, f"{old!r} is there {source.count(old)} times"
+    module = types.ModuleType("mutant_of_admission")
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source.replace(old, new), module.__name__, "exec"), module.__dict__)
+    finally:
+        del sys.modules[module.__name__]
+    module.__dict__["Priority"] = Priority
+    return module.__dict__["AdmissionQueue"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("old", "new"), MUTANTS.values(), ids=MUTANTS)
+def test_the_walk_catches_the_mutant(old: str, new: str) -> None:
+    changed = mutant(old, new)
+    with pytest.raises((AssertionError, KeyError, TypeError, StopIteration)):
+        walk(changed, steps=40_000, seed=3)
