@@ -180,11 +180,8 @@ class Stubs:
     async def start(self, *, env: Mapping[str, str], allow_faults: bool) -> NewHost:
         del allow_faults
         ends = HostEnds.make()
-        descriptors = (ends.theirs.fileno(), ends.segment)
-        words = (*map(str, descriptors), "stub", str(self._gap_s))
-        child = spawn("hosts", words, pass_fds=descriptors, env=env)
-        ends.theirs.close()
-        return NewHost(child, ends.ours, ends.segment)
+        words = (*map(str, ends.given), "stub", str(self._gap_s))
+        return ends.new_host(spawn("hosts", words, pass_fds=ends.given, env=env))
 
 
 def serve_stub(socket_fd: int, segment_fd: int, gap_s: float) -> None:
@@ -449,6 +446,6 @@ def show_order(rounds: int) -> None:
 
 if __name__ == "__main__":
     if "stub" in sys.argv:
-        serve_stub(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[5]))
+        serve_stub(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[-1]))
     else:
         main()

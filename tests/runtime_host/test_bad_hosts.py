@@ -1,6 +1,7 @@
 """Hosts that are broken or hostile: each is a clear EngineError, within a bound, and leaves nothing behind."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 
@@ -49,10 +50,11 @@ class BadHosts:
 
     async def start(self, *, env: Mapping[str, str], allow_faults: bool) -> NewHost:
         ends = HostEnds.make()
-        with ends.theirs:
-            descriptor = ends.theirs.fileno()
-            child = spawn("bad_host", (str(descriptor),), pass_fds=(descriptor,), env=self._env)
-        return NewHost(child, ends.ours, ends.segment)
+        child = spawn("bad_host", (str(ends.given[0]),), pass_fds=ends.given[:1], env=self._env)
+        made = ends.new_host(child)
+        for pipe in made.life:  # it has no watch
+            os.close(pipe)
+        return NewHost(child, made.sock, made.segment)
 
 
 def run(folder: Path, script: str, check: Callable[[EngineHost], Awaitable[None]]) -> None:

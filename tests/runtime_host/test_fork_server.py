@@ -74,7 +74,7 @@ def test_a_forked_host_has_only_what_it_was_given() -> None:
             assert psutil.Process(pid).ppid() == server.pid
             assert descriptors(pid) == ["/dev/null", "/dev/null", "/memfd", "pipe", "socket"]
             assert os.getsid(pid) == pid
-            assert psutil.Process(pid).num_threads() == 1
+            assert psutil.Process(pid).num_threads() == 3  # two of them are the watch of `early_death`
         assert len({host.child.pid for host in hosts}) == 3
         for host in hosts:
             host.discard(5)
@@ -321,7 +321,8 @@ def test_a_fork_server_that_hangs_is_left_alone_with_its_hosts_and_a_host_is_spa
         for host in hosts:
             await ping(host)
             host.sock.close()
-            os.close(host.segment)
+            for descriptor in (host.segment, *host.life):
+                os.close(descriptor)
             host.child.kill()
         for host in (hosts[0], hosts[2]):
             host.child.reap(5)

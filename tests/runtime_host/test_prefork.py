@@ -42,7 +42,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
 def test_the_child_answers_as_any_host_and_ends_with_its_socket() -> None:
     text = """
 first = prefork()
-sock_fd, stderr_fd, _ = first.take()
+stderr_fd, sock_fd, *_ = first.take()
 assert first.is_taken
 sock = ping(sock_fd)
 sock.close()
@@ -75,7 +75,7 @@ def test_the_child_has_no_descriptor_of_its_parent() -> None:
 secret = os.open("/dev/null", os.O_RDONLY)
 os.set_inheritable(secret, True)
 first = prefork()
-sock = ping(first.take()[0])
+sock = ping(first.take()[1])
 print(sorted(os.readlink(f"/proc/{first.pid}/fd/{n}").split(":")[0] for n in os.listdir(f"/proc/{first.pid}/fd")))
 sock.close()
 os.waitpid(first.pid, 0)
@@ -87,7 +87,7 @@ def test_the_child_sees_only_chosen_variables(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("import os, sys\nos.write(2, repr(sorted(os.environ)).encode())\nsys.exit(5)\n")
     text = """
 first = prefork()
-stderr_fd = first.take()[1]
+stderr_fd = first.take()[0]
 print(os.waitstatus_to_exitcode(os.waitpid(first.pid, 0)[1]), os.read(stderr_fd, 9999).decode())
 """
     printed = run(text, {"SECRET": "x", "LANG": "C.UTF-8", "PYTHONPATH": str(tmp_path)})
@@ -98,14 +98,14 @@ def test_a_child_that_cannot_import_says_why(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('numpy is broken here')")
     text = """
 first = prefork()
-sock_fd, stderr_fd, _ = first.take()
+stderr_fd, sock_fd, *_ = first.take()
 print(os.waitstatus_to_exitcode(os.waitpid(first.pid, 0)[1]), os.read(stderr_fd, 9999).decode().splitlines()[-1])
 """
     assert run(text, {"PYTHONPATH": str(tmp_path)}) == "1 ImportError: numpy is broken here\n"
 
 
 def test_the_child_dies_with_its_parent() -> None:
-    text = "first = prefork()\nsock = ping(first.take()[0])\nprint(first.pid, flush=True)\ntime.sleep(60)"
+    text = "first = prefork()\nsock = ping(first.take()[1])\nprint(first.pid, flush=True)\ntime.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", BEGIN + PING + text], stdout=subprocess.PIPE)
     assert parent.stdout
     child = psutil.Process(int(parent.stdout.readline()))

@@ -71,9 +71,7 @@ class ForkServer:
         try:
             report.setblocking(False)
             request = json.dumps({"env": dict(env), "faults": allow_faults}).encode()
-            socket.send_fds(
-                self._control, [request], [ends.theirs.fileno(), stderr_write, ends.segment, theirs.fileno()]
-            )
+            socket.send_fds(self._control, [request], [stderr_write, theirs.fileno(), *ends.given])
             theirs.close()
             pid, pidfd = await _started(report)
         except BaseException as error:
@@ -88,8 +86,7 @@ class ForkServer:
         finally:
             theirs.close()
             os.close(stderr_write)
-        ends.theirs.close()
-        return NewHost(Child(ServedProcess(pid, pidfd, report), stderr_read), ends.ours, ends.segment)
+        return ends.new_host(Child(ServedProcess(pid, pidfd, report), stderr_read))
 
     def close(self) -> Ended:
         """End and reap it, about 2 ms; hosts that it still has are killed. Idempotent."""

@@ -4,8 +4,8 @@
 
 It has no model, no session and one thread (a fork copies only the thread that forks, and locks held by others stay
 locked for ever); it refuses to serve otherwise. Each message on CONTROL_FD is a JSON object `{"env", "faults"}` with
-four descriptors: the host's socket, its stderr, its tensor segment, and a socket for reports. To the last go two
-messages: `started <pid>` with the host's pidfd, and, once it is reaped, `ended <exit code>` (negative: a signal).
+descriptors: the host's stderr, a socket for reports, and what the host is given. To the socket go two messages:
+`started <pid>` with the host's pidfd, and, once it is reaped, `ended <exit code>` (negative: a signal).
 
 It ends when CONTROL_FD closes or its parent dies, and its hosts with it.
 """
@@ -22,9 +22,10 @@ from kensho.base.errors import EngineError
 from kensho.runtime import host_main  # for what it imports: numpy, ONNX Runtime, the host
 from kensho.runtime.forked import become_host
 from kensho.runtime.parent_death import die_with_parent
+from kensho.runtime.prefork import LIFE_PIPES
 
 MAX_REQUEST_BYTES = 64 * 1024
-DESCRIPTORS = 4
+DESCRIPTORS = 4 + LIFE_PIPES
 _PRELOADED = (host_main,)
 
 
@@ -51,7 +52,7 @@ class ForkServer:
         if not data:
             return False
         request = json.loads(data)
-        sock, stderr, segment, report_fd = descriptors
+        stderr, report_fd, *given = descriptors
         report = socket.socket(fileno=report_fd)
         me = os.getpid()
         try:
@@ -60,14 +61,12 @@ class ForkServer:
             _tell(report, f"failed {error.strerror}", [])
         else:
             if pid == 0:
-                become_host(
-                    sock, stderr, segment, parent_pid=me, env=request["env"], allow_faults=bool(request["faults"])
-                )
+                become_host(given, stderr, parent_pid=me, env=request["env"], allow_faults=bool(request["faults"]))
             pidfd = os.pidfd_open(pid)
             self._hosts[pidfd] = pid, report
             self._poll.register(pidfd, select.POLLIN)
             _tell(report, f"started {pid}", [pidfd])
-        for descriptor in (sock, stderr, segment):
+        for descriptor in (stderr, *given):
             os.close(descriptor)
         return True
 

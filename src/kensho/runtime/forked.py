@@ -6,21 +6,22 @@ dropped. Its errors go to the stderr pipe as those of a spawned host do, and its
 
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 
 def become_host(
-    socket_fd: int, stderr_fd: int, segment_fd: int, *, parent_pid: int, env: Mapping[str, str], allow_faults: bool
+    given: Sequence[int], stderr_fd: int, *, parent_pid: int, env: Mapping[str, str], allow_faults: bool
 ) -> NoReturn:
-    """Serve `socket_fd` until it closes, in the freshly forked child of `parent_pid`. Never returns, never raises."""
+    """Serve with what it is `given` (as `host_main.serve` says) until the socket closes, in the freshly forked child of
+    `parent_pid`. Never returns, never raises."""
     code = 1
     try:
         os.dup2(stderr_fd, 2)
         from kensho.runtime.parent_death import die_with_parent
 
         die_with_parent(parent_pid)
-        _shed(keep=(socket_fd, segment_fd))
+        _shed(keep=given)
         os.environ.clear()
         os.environ.update({**env, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"})
         gc.disable()  # modules are no garbage: looking for it in them costs 4 ms here
@@ -28,7 +29,7 @@ def become_host(
 
         gc.freeze()
         gc.enable()
-        serve(socket_fd, segment_fd, allow_faults=allow_faults)
+        serve(given, allow_faults=allow_faults)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -38,7 +39,7 @@ def become_host(
         os._exit(code)
 
 
-def _shed(keep: tuple[int, ...]) -> None:
+def _shed(keep: Sequence[int]) -> None:
     """A session of its own; nothing to read; no descriptor but those it needs."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -313,7 +313,7 @@ class EngineHost:
         except HostGoneError as error:
             if host.is_killed:
                 raise self._crashed(host, "SIGKILL, by us", -signal.SIGKILL) from error
-            ended = await host.ended()
+            ended = await host.fate()
             reason = f"{ended.explained}, in the middle of a message" if host.is_cut else ended.explained
             raise self._crashed(host, reason, ended.exit_code, ended.stderr) from error
         except KenshoError as error:

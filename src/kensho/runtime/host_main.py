@@ -1,6 +1,6 @@
 """The engine host: a child process with one model, so that a crash, a hang or a wrong device costs one request.
 
-    python -m kensho.runtime.host_main PARENT_PID SOCKET_FD SEGMENT_FD [allow-faults]
+    python -m kensho.runtime.host_main PARENT_PID SOCKET_FD SEGMENT_FD LIFE_FD LIFE_FD [allow-faults]
 
 One thread: messages of `frames` come in order, one request is worked on at a time, and the socket is looked at before
 every step, so that Cancel is obeyed within one. It ends when the socket closes, or with its parent (`parent_death`).
@@ -12,7 +12,7 @@ import contextlib
 import select
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from kensho.base.clock import Clock, SystemClock
 from kensho.base.errors import EngineError, KenshoError
 from kensho.base.network_guard import forbid_network
 from kensho.runtime import frames
+from kensho.runtime.early_death import stand_watch
 from kensho.runtime.error_wire import describe_error
 from kensho.runtime.faults import Faults
 from kensho.runtime.frames import Message
@@ -178,9 +179,12 @@ def _ids(arrays: Mapping[str, NDArray[np.generic]]) -> list[int]:
     return numbers
 
 
-def serve(socket_fd: int, segment_fd: int, *, allow_faults: bool) -> None:
-    """Be the host behind this socket until it closes."""
+def serve(given: Sequence[int], *, allow_faults: bool) -> None:
+    """Be the host behind this socket until it closes. `given`: descriptors of the socket, the tensor segment, and the
+    pipes that tell of its death (`early_death`)."""
+    socket_fd, segment_fd, *life = given
     forbid_network()
+    stand_watch(life)
     with socket.socket(fileno=socket_fd) as sock:
         host = Host(Channel(sock), TensorSegment(segment_fd), allow_faults=allow_faults, clock=SystemClock())
         try:
@@ -191,7 +195,8 @@ def serve(socket_fd: int, segment_fd: int, *, allow_faults: bool) -> None:
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
-    serve(int(sys.argv[2]), int(sys.argv[3]), allow_faults="allow-faults" in sys.argv[4:])
+    allow_faults = sys.argv[-1] == "allow-faults"
+    serve([int(word) for word in (sys.argv[2:-1] if allow_faults else sys.argv[2:])], allow_faults=allow_faults)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,26 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
-from kensho.runtime.prefork import Prefork
+from kensho.base.errors import EngineError
+from kensho.runtime.prefork import LIFE_PIPES, Prefork
 from kensho.runtime.process import Child, OwnProcess, spawn
 
 
 class NewHost:
     """A process that has just been made, and our ends of what it was given. Whoever has it closes and reaps it."""
 
-    def __init__(self, child: Child, sock: socket.socket, segment: int) -> None:
+    def __init__(self, child: Child, sock: socket.socket, segment: int, life: tuple[int, ...] = ()) -> None:
+        """`life`: read ends of pipes that close when it dies, before its socket does (`early_death`)."""
         self.child = child
         self.sock = sock
         self.segment = segment
+        self.life = life
 
     def discard(self, reap_s: float) -> None:
         """Nobody wants it any more. Blocks until it is reaped."""
         self.sock.close()
-        os.close(self.segment)
+        for descriptor in (self.segment, *self.life):
+            os.close(descriptor)
         self.child.kill()
         self.child.reap(reap_s)
 
@@ -46,44 +50,67 @@ class SpawnedHosts:
     """Every host is a new interpreter."""
 
     async def start(self, *, env: Mapping[str, str], allow_faults: bool) -> NewHost:
-        pair = HostEnds.make()
+        ends = HostEnds.make()
         try:
-            arguments = (str(pair.theirs.fileno()), str(pair.segment), *(["allow-faults"] if allow_faults else []))
-            passed = (pair.theirs.fileno(), pair.segment)
-            child = spawn("kensho.runtime.host_main", arguments, pass_fds=passed, env=env)
+            arguments = (*map(str, ends.given), *(["allow-faults"] if allow_faults else []))
+            child = spawn("kensho.runtime.host_main", arguments, pass_fds=ends.given, env=env)
         except BaseException:
-            pair.close()
+            ends.close()
             raise
-        pair.theirs.close()
-        return NewHost(child, pair.ours, pair.segment)
+        return ends.new_host(child)
 
 
 class HostEnds:
-    """What a host is given, both ends: a socket, and the memory in which tensors cross (`tensor_segment`)."""
+    """What a host is given, both ends: a socket, the memory in which tensors cross, and the pipes of its life."""
 
-    def __init__(self, ours: socket.socket, theirs: socket.socket, segment: int) -> None:
-        self.ours = ours
-        self.theirs = theirs
-        self.segment = segment
+    def __init__(self, ours: socket.socket, theirs: socket.socket, segment: int, pipes: list[tuple[int, int]]) -> None:
+        self._ours = ours
+        self._theirs = theirs
+        self._segment = segment
+        self._read_ends = tuple(read for read, _ in pipes)
+        self._write_ends = tuple(write for _, write in pipes)
 
     @classmethod
     def make(cls) -> "HostEnds":
-        ours, theirs = socket.socketpair()
+        """Raises EngineError when there is no descriptor left."""
+        opened: list[int] = []
         try:
+            pipes = []
+            for _ in range(LIFE_PIPES):
+                pipes.append(os.pipe())
+                opened += pipes[-1]
             segment = os.memfd_create("kensho-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except BaseException:
-            ours.close()
-            theirs.close()
-            raise
-        return cls(ours, theirs, segment)
+            opened.append(segment)
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise EngineError(
+                f"cannot make what an engine host needs: {error.strerror}", advice="raise the limit on open files"
+            ) from error
+        return cls(ours, theirs, segment, pipes)
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The descriptors for the child, in the order of `host_main.serve`: socket, segment, pipes."""
+        return (self._theirs.fileno(), self._segment, *self._write_ends)
+
+    def new_host(self, child: Child) -> NewHost:
+        """The child has its copies: ours are closed, but for the segment, which both sides use."""
+        self._theirs.close()
+        for descriptor in self._write_ends:
+            os.close(descriptor)
+        return NewHost(child, self._ours, self._segment, self._read_ends)
 
     def close(self) -> None:
-        self.ours.close()
-        self.theirs.close()
-        os.close(self.segment)
+        """There will be no child."""
+        self._ours.close()
+        self._theirs.close()
+        for descriptor in (self._segment, *self._read_ends, *self._write_ends):
+            os.close(descriptor)
 
 
 def adopt(first: Prefork) -> NewHost:
     """The host that was forked before our imports. Afterwards it is followed as any other."""
-    socket_fd, stderr_fd, segment = first.take()
-    return NewHost(Child(OwnProcess(first.pid), stderr_fd), socket.socket(fileno=socket_fd), segment)
+    stderr, sock, segment, *life = first.take()
+    return NewHost(Child(OwnProcess(first.pid), stderr), socket.socket(fileno=sock), segment, tuple(life))

@@ -25,21 +25,24 @@ from kensho.base.child_env import child_env
 _SIGKILL = 9
 """`import signal` would cost 2 ms here."""
 
+LIFE_PIPES = 2
+
 
 class Prefork:
     """A child that will be an engine host. Its descriptors belong to this object until `take`."""
 
-    def __init__(self, pid: int, socket_fd: int, stderr_fd: int, segment_fd: int) -> None:
+    def __init__(self, pid: int, descriptors: tuple[int, ...]) -> None:
         self.pid = pid
-        self._descriptors: tuple[int, int, int] | None = (socket_fd, stderr_fd, segment_fd)
+        self._descriptors: tuple[int, ...] | None = descriptors
 
     @property
     def is_taken(self) -> bool:
         """True after `take` and after `close`."""
         return self._descriptors is None
 
-    def take(self) -> tuple[int, int, int]:
-        """Hand the child over: (socket, read end of its stderr, tensor segment). The caller reaps it from now on."""
+    def take(self) -> tuple[int, ...]:
+        """Hand the child over: read end of its stderr, socket, tensor segment, read ends of the pipes of its life
+        (`early_death`). The caller reaps it from now on."""
         if self._descriptors is None:
             raise RuntimeError("the preforked host was taken before")
         descriptors, self._descriptors = self._descriptors, None
@@ -68,6 +71,10 @@ def prefork(environ: Mapping[str, str] = os.environ) -> Prefork:
         opened += (stderr_read, stderr_write)
         segment = os.memfd_create("kensho-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         opened.append(segment)
+        pipes = []
+        for _ in range(LIFE_PIPES):
+            pipes.append(os.pipe())
+            opened += pipes[-1]
         pid = os.fork()
     except OSError:
         for descriptor in opened:
@@ -76,7 +83,8 @@ def prefork(environ: Mapping[str, str] = os.environ) -> Prefork:
     if pid == 0:
         from kensho.runtime.forked import become_host
 
-        become_host(theirs, stderr_write, segment, parent_pid=parent_pid, env=env, allow_faults=False)
-    os.close(theirs)
-    os.close(stderr_write)
-    return Prefork(pid, ours, stderr_read, segment)
+        given = (theirs, segment, *(write for _, write in pipes))
+        become_host(given, stderr_write, parent_pid=parent_pid, env=env, allow_faults=False)
+    for descriptor in (theirs, stderr_write, *(write for _, write in pipes)):
+        os.close(descriptor)
+    return Prefork(pid, (stderr_read, ours, segment, *(read for read, _ in pipes)))

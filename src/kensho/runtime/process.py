@@ -28,6 +28,7 @@ from typing import Protocol
 from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
 from kensho.base.structs import Struct
+from kensho.runtime.early_death import early_signal
 from kensho.runtime.machine import ENGINE_ENVIRONMENT
 
 STDERR_TAIL_BYTES = 8192
@@ -147,6 +148,11 @@ class Child:
     def kill(self) -> None:
         """SIGKILL. Idempotent; never hits a process that took over the number."""
         self._process.kill()
+
+    def dying(self) -> Ended | None:
+        """How it will have ended, if it is on its way there by a signal without last words. Does not block or reap."""
+        number = early_signal(self.pid)
+        return None if number is None else Ended(self.pid, -number, bytes(self._tail).decode("utf-8", "replace"))
 
     async def ended_within(self, timeout_s: Seconds) -> Ended | None:
         """How it ended, None if it still runs after `timeout_s`. For an event loop; one waiter at a time."""
