@@ -2,7 +2,7 @@
 
 import json
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,27 @@ def corpus() -> list[str]:
     unspaced = "".join(chr(0x4E00 + (n * n * 7 + n // 3) % 300) for n in range(20_000))
     kana = "".join(chr(0x3041 + (n * 13 + n // 7) % 80) for n in range(10_000))
     thai = "".join(chr(0xE01 + (n * n + n // 5) % 50) for n in range(10_000))
-    return [*pages, *code, other, unspaced, kana, thai, "e\u0301 \u0958 \U0001f469\u200d\U0001f4bb " * 50]
+    return [
+        *pages,
+        *code,
+        other,
+        unspaced,
+        kana,
+        thai,
+        *made_up_words(),
+        "e\u0301 \u0958 \U0001f469\u200d\U0001f4bb " * 50,
+    ]
+
+
+def made_up_words() -> Iterator[str]:
+    """Words with spaces whose characters share their first bytes, a few of the words very frequent."""
+    for first, count in ((0xAC00, 600), (0x410, 64), (0x5200, 300)):
+        words = []
+        for word in range(1500):
+            words.append(
+                "".join(chr(first + (word * word * 31 + at * 17 * word) % count) for at in range(1 + word % 4))
+            )
+        yield " ".join(words[(n * n * 7 + n) % (1 + n % 1500)] for n in range(12_000))
 
 
 def train(tokenizer: Tokenizer, size: int, **options: Any) -> Tokenizer:
@@ -196,6 +216,11 @@ def unchecked() -> Callable[[str], Pair]:
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Each kind in turn."""
     return _unchecked(request.param)
+
+
+@pytest.fixture(scope="session")
+def foreign_words() -> list[str]:
+    return sorted({word for text in made_up_words() for word in text.split(" ")})
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.runtime.tokenizer.build import build_tables
+from kensho.runtime.tokenizer.draws import Draws
 from kensho.runtime.tokenizer.encode import NeedsLibrary
 from kensho.runtime.tokenizer.refuse import NotCovered
 from kensho.runtime.tokenizer.self_check import check_tables
@@ -45,6 +46,14 @@ def test_any_ids_have_the_librarys_text(pair: Any, ids: list[int]) -> None:
     text = pair.decoder.decode(ids)
     assert text == pair.text(ids)
     text.encode()
+
+
+def test_words_of_other_scripts_run_together_have_the_librarys_ids(pair: Any, foreign_words: list[str]) -> None:
+    # Merges that take a part of a character: what is left of it meets its other neighbour (found by the benchmark).
+    draws = Draws()
+    for _ in range(3000):
+        text = "".join(draws.one_of([" ", "", ""]) + draws.one_of(foreign_words) for _ in range(1 + draws.below(5)))
+        assert pair.encoder.encode(text) == pair.ids(text)
 
 
 def test_whole_pages_and_sources_have_the_librarys_ids(pair: Any, python_sources: list[str]) -> None:

@@ -8,9 +8,10 @@ So Z may be one symbol from the start, if all that could touch it or its bytes f
 1. every merge of Z's token with another one (checked at build, for all of them);
 2. every merge that joins a *part* of Z across its border (its last bytes with what follows, its first ones with what
    comes before). There are some hundreds of such merges; which of them can happen between two given characters is
-   looked up here. A part of a neighbour that would be complete by then does not count.
+   looked up here. A part of a neighbour that is complete by then does not count.
 
-A character for which 2 does not hold begins as bytes, as does one that is no token; its neighbours need not.
+A character for which 2 does not hold begins as bytes, as does one that is no token. What is left of it when a part was
+taken away may touch its other neighbour at any rank: so that border is looked at again, and so on.
 """
 
 import json
@@ -24,7 +25,7 @@ from kensho.runtime.tokenizer.refuse import TablesRefused
 Pair = tuple[bytes, bytes]
 MAX_BORDERS = 20_000
 """Guess: 30 times those of a vocabulary of 60k that was trained on 13 languages."""
-_NEVER = 1 << 62
+_NEVER = 1 << 61
 _LEFT_IS_BYTES, _RIGHT_IS_BYTES = 1, 2
 _CHARS_KEPT = 4096
 _PAIRS_KEPT = 8192
@@ -42,6 +43,7 @@ class Borders:
         self._value_of: Callable[[tuple[int, int]], int] = merges.__getitem__
         self._chars: Bounded[str, tuple[int, int]] = Bounded(self._form, _CHARS_KEPT)
         self._pairs: Bounded[tuple[str, str], int] = Bounded(self._look, _PAIRS_KEPT)
+        self._broken_pairs: Bounded[tuple[str, str, bool, bool], int] = Bounded(self._look_at, _PAIRS_KEPT)
 
     def symbols(self, piece: str) -> list[int]:
         """The ids to begin with; 100 ns a character."""
@@ -51,12 +53,7 @@ class Borders:
         found = list(map(self._pairs.__getitem__, pairwise(piece)))
         if min(ids) >= 0 and not any(found):
             return ids
-        is_bytes = [token < 0 for token in ids]
-        for at, sides in enumerate(found):
-            if sides & _LEFT_IS_BYTES:
-                is_bytes[at] = True
-            if sides & _RIGHT_IS_BYTES:
-                is_bytes[at + 1] = True
+        is_bytes = self._spread(piece, found, [token < 0 for token in ids])
         byte_ids = self._byte_ids
         made: list[int] = []
         for char, token, begins_as_bytes in zip(piece, ids, is_bytes, strict=True):
@@ -65,6 +62,29 @@ class Borders:
             else:
                 made.append(token)
         return made
+
+    def _spread(self, piece: str, found: Sequence[int], is_bytes: list[bool]) -> list[bool]:
+        """Which characters begin as bytes. `is_bytes`: those that are no token."""
+        waiting: list[int] = []
+
+        def begin_as_bytes(at: int) -> None:
+            if not is_bytes[at]:
+                is_bytes[at] = True
+                waiting.append(at)
+
+        def note(left: int, sides: int) -> None:
+            if sides & _LEFT_IS_BYTES:
+                begin_as_bytes(left)
+            if sides & _RIGHT_IS_BYTES:
+                begin_as_bytes(left + 1)
+
+        for left, sides in enumerate(found):
+            note(left, sides)
+        while waiting:
+            at = waiting.pop()
+            for left in range(max(0, at - 1), min(at, len(piece) - 2) + 1):
+                note(left, self._broken_pairs[piece[left], piece[left + 1], is_bytes[left], is_bytes[left + 1]])
+        return is_bytes
 
     def _form(self, char: str) -> tuple[int, int]:
         """The token of a character and the highest rank that it takes; (-1, never) if it does not become one."""
@@ -81,12 +101,17 @@ class Borders:
         return (ids[0], highest)
 
     def _look(self, pair: tuple[str, str]) -> int:
-        """Which of the two must begin as bytes beside the other."""
-        left, right = (char.encode() for char in pair)
+        return self._look_at((*pair, False, False))
+
+    def _look_at(self, border: tuple[str, str, bool, bool]) -> int:
+        """Which of the two must begin as bytes beside the other, where they do already or not."""
+        left_char, right_char, is_left_broken, is_right_broken = border
+        left, right = left_char.encode(), right_char.encode()
         rights = [right[:end] for end in range(1, len(right) + 1) if right[:end] in self._rights]
         if not rights:
             return 0
-        left_formed, right_formed = (self._chars[char][1] for char in pair)
+        left_formed = _NEVER if is_left_broken else self._chars[left_char][1]
+        right_formed = _NEVER if is_right_broken else self._chars[right_char][1]
         found = 0
         for start in range(len(left)):
             if left[start:] not in self._lefts:
