@@ -29,14 +29,16 @@ from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache
 from kensho.runtime.graph_entry import read_boot_id
 from kensho.runtime.graph_identity import stated_kv_bytes, stated_vocab_size
-from kensho.runtime.header import TABLE_SECTION, read_header
+from kensho.runtime.header import GRAPH_FILE, TABLE_SECTION, WEIGHTS_FILE, read_header
 from kensho.runtime.host import EngineHost
 from kensho.runtime.host_supply import HostSupply
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.loader import ModelLoader
 from kensho.runtime.machine import read_machine
 from kensho.runtime.prefork import Prefork
+from kensho.runtime.read_ahead import read_ahead
 from kensho.runtime.text import TextCodec
+from kensho.runtime.tokenizer.files import places
 from kensho.settings import Settings
 
 MAX_THREADS = 4
@@ -75,6 +77,8 @@ class ModelOpener:
         self._circuits = CircuitFile(settings.store / "circuits.json", emit=emit)
         self._supply = HostSupply(env=settings.child_env, emit=emit, first=first_host)
         self._hosts = EarlyHosts(self._supply)
+        self._reading: set[asyncio.Task[int]] = set()
+        self._is_closing = False
 
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
         """The graph, if it need not be made."""
@@ -138,6 +142,7 @@ class ModelOpener:
         `codec`: the model's, if it is loaded already. A large vocabulary takes as long as the model (0.5 to 1 s for
         262k), so both load at once.
         """
+        self._read_ahead(installed, graph)
         loading = asyncio.create_task(self._codec(installed, codec))
         try:
             canary = await asyncio.to_thread(_canary, graph)
@@ -209,11 +214,25 @@ class ModelOpener:
 
     async def close(self) -> None:
         """After the last engine has ended."""
+        self._is_closing = True
+        await asyncio.gather(*self._reading)
         await self._tables.close()
         await self._hosts.discard()
         self._loader.close()
         self._supply.close()
         await asyncio.to_thread(self._circuits.close)
+
+    def _read_ahead(self, installed: InstalledModel, graph: LoadedGraph) -> None:
+        """Ask the kernel for what a cold start is about to touch, in that order, while engines start."""
+        made_here = self._settings.store / "graphs"
+        files = [place.path for place in places(installed.folder, _digests(installed), made_here)]
+        if graph.tier == "raw":
+            files += [graph.graph_folder / GRAPH_FILE, *sorted(graph.model_folder.glob("*.safetensors"))]
+        else:
+            files += [graph.graph_folder / GRAPH_FILE, graph.graph_folder / WEIGHTS_FILE]
+        reading = asyncio.create_task(asyncio.to_thread(read_ahead, files, goes_on=lambda: not self._is_closing))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
 
     async def _codec(self, installed: InstalledModel, codec: TextCodec | None) -> TextCodec:
         if codec is not None:
