@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help setup setup-dev demo crash-test test check bench bench-peers bench-runtime dist lock golden system-deps clean
+.PHONY: help setup setup-dev demo crash-test test check bench bench-peers bench-runtime bench-breaker mutate soak dist lock golden system-deps clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,20 @@ build/peers/peers.stamp: requirements/peers.lock
 	@mkdir -p build && $(PYTHON) -m venv build/peers
 	@build/peers/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/peers.lock
 	@touch $@
+
+build/breaker-peers/peers.stamp: requirements/breaker-peers.in
+	@mkdir -p build && $(PYTHON) -m venv build/breaker-peers
+	@build/breaker-peers/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/breaker-peers.in
+	@touch $@
+
+bench-breaker: setup-dev build/breaker-peers/peers.stamp  ## the circuit breaker beside seven others: cost, and what they let through
+	@$(BIN)/python bench/breaker.py
+
+mutate: setup-dev  ## change every line that decides, and see that a test fails (mutmut; half an hour)
+	@$(BIN)/python bench/mutate.py
+
+soak: setup-dev  ## long forms of the tests
+	@$(BIN)/python tests/resilience/reference_breaker.py 1000000
 
 bench-runtime: setup-dev  ## the runtime beside the peers that are there (20 minutes; 3 GB in build/)
 	@for name in compile peers busy failures; do $(BIN)/python bench/runtime_$$name.py || exit 1; echo; done

@@ -7,6 +7,7 @@ numbers, lists of moments instead of buckets and counters, and the default setti
 
 import random
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -551,3 +552,15 @@ def mutant(old: str, new: str) -> Any:
         sys.modules[name] = module
         exec(compile(source, name, "exec"), module.__dict__)
     return sys.modules["mutant_breaker"]
+
+
+def main(steps: int) -> None:
+    """The long form: `python tests/resilience/reference_breaker.py 1000000`."""
+    began_s, pairs = time.monotonic(), [walk(breaker, steps // 10, seed) for seed in range(10)]
+    changes = set[tuple[str, str]]().union(*(pair.changes for pair in pairs))
+    done = sum(pair.steps for pair in pairs)
+    print(f"breaker: {done} steps, {len(changes)} kinds of change, no difference, {time.monotonic() - began_s:.0f} s")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
