@@ -66,6 +66,39 @@ def test_the_answer_does_not_depend_on_how_the_prompt_was_cut(compiled_tiny: Com
         np.testing.assert_allclose(session.append(IDS[cut:]), whole, rtol=0, atol=0.02 * float(whole.std()))
 
 
+@pytest.mark.parametrize("tier", ["raw", "mapped", "packed"])
+def test_a_long_prompt_goes_in_pieces_and_gives_the_same_logits(
+    tier: Tier, compiled_tiny: Compiled, raw_graph: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = _load(raw_graph if tier == "raw" else compiled_tiny[0], tiny_model, tier)
+    whole = session.append(IDS)
+    session.rewind(0)
+    cuts = [session.append(IDS[begin : begin + 16]) for begin in (0, 16, 32)]
+    monkeypatch.setattr("kensho.runtime.session.PIECE_TOKENS", 16)
+    session.rewind(0)
+    pieces = session.append(IDS)
+    assert session.position == 40
+    assert (pieces == cuts[-1]).all()
+    np.testing.assert_allclose(pieces, whole, rtol=0, atol=0.02 * float(whole.std()))
+
+
+def test_a_prompt_whose_second_piece_fails_can_be_tried_again(
+    raw_graph: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = _load(raw_graph, tiny_model, "raw")
+    session.append(IDS[:3])
+    expected = session.append(IDS[3:])
+    session.rewind(3)
+    monkeypatch.setattr("kensho.runtime.session.PIECE_TOKENS", 16)
+    with monkeypatch.context() as patch:
+        checks = iter([True, False])
+        patch.setattr(np, "isfinite", lambda _: np.array(next(checks)))
+        with pytest.raises(WrongNumbers):
+            session.append(IDS[3:])
+    assert session.position == 3
+    np.testing.assert_allclose(session.append(IDS[3:]), expected, rtol=0, atol=1e-5)
+
+
 def test_rewinding_keeps_the_prefix(compiled_tiny: Compiled, tiny_model: Path) -> None:
     session = _load(compiled_tiny[0], tiny_model)
     expected = session.append(IDS)

@@ -36,6 +36,9 @@ ENGINE_VERSION: str = onnxruntime.__version__
 SPIN_US = 20
 """How long a thread looks for its next piece of work before it sleeps. Waking it costs more than that; the default,
 a millisecond and more, takes cores from the program that embeds us and collapses on a busy machine (docs/adr/0022)."""
+PIECE_TOKENS = 512
+"""How many tokens of a prompt go through the graph at once. Measured for 270M and a prompt of 2048, mapped: 2.0 s of
+CPU and 56 MB beside the KV cache, against 2.5 s and 230 MB in one piece, with the same bits; 256: 2.15 s."""
 _FATAL = 4
 """Log level: ONNX Runtime also raises what it would print."""
 
@@ -121,10 +124,10 @@ class Session:
 
         The array is the caller's. Blocks for the computation. On an error `position` is unchanged, so the step can
         be tried again. Raises EngineError, WrongNumbers (not finite), ConfigError (ids or context out of range).
+        Beside the KV cache it takes memory for `PIECE_TOKENS` at a time, 56 MB for 270M.
         """
         if self._running is None:
             raise EngineError("the session is closed", advice="load the model again")
-        engine, binding = self._running
         total = self.position + len(ids)
         if not ids or min(ids) < 0 or max(ids) >= self.vocab_size:
             raise ConfigError(
@@ -135,11 +138,23 @@ class Session:
                 f"{total} tokens do not fit into the context of {self.max_context}",
                 advice="shorten the prompt or load with a longer context",
             )
+        for begin in range(0, len(ids), PIECE_TOKENS):
+            self._step(self._running, ids[begin : begin + PIECE_TOKENS], self.position + begin)
+        self.position = total
+        logits: NDArray[np.float32] = self._logits[0].copy()
+        return logits
+
+    def _step(
+        self, running: tuple[onnxruntime.InferenceSession, onnxruntime.IOBinding], ids: Sequence[int], begin: int
+    ) -> None:
+        """Run the graph for `ids` after `begin` tokens; the logits are in their buffer then."""
+        engine, binding = running
         if len(ids) == 1:
             self._one_id[0, 0] = ids[0]
             new_ids = self._one_id_value
         else:
             new_ids = _value(np.array([ids], np.int64))
+        total = begin + len(ids)
         self._last_position[0], self._total_length[0] = total - 1, total
         try:
             binding.bind_ortvalue_input("input_ids", new_ids)
@@ -148,9 +163,6 @@ class Session:
             raise EngineError(f"a step failed: {_first_line(error)}", advice="restart the engine") from error
         if not np.isfinite(self._logits).all():
             raise WrongNumbers("the logits are not finite", advice="verify the model and compile it again")
-        self.position = total
-        logits: NDArray[np.float32] = self._logits[0].copy()
-        return logits
 
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on; the prefix stays usable. Free of cost."""
@@ -206,7 +218,7 @@ def _options(tier: Tier, weights_folder: Path, threads: int) -> onnxruntime.Sess
     # Measured: the optimiser gains nothing on our graphs, and on the raw one it would fold the casts into copies.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # The plan of which value reuses whose memory costs 290 ms of CPU for 270M's 937 nodes (18 ms without). Values are
-    # freed after their last use all the same: measured peaks 572 against 540 MB at 2048 tokens, 39 against 58 at one.
+    # freed after their last use all the same, and of at most PIECE_TOKENS.
     options.enable_mem_reuse = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
