@@ -48,7 +48,7 @@ class TablesBuilder:
         if reason := reason_against(digests, self._made_here):
             self._tell(model, version, "not possible", reason, seconds)
         elif not self.is_wanted(digests):
-            self._tell(model, version, "made", "", seconds)
+            self._tell(model, version, "made", f"in {seconds:.1f} s", seconds)
         elif ended is None or ended.exit_code != 0:
             why = f"{ended.reason} ({ended.last_words})" if ended else f"nothing after {LIMIT_S:g} s"
             self._tell(model, version, "failed", why, seconds)

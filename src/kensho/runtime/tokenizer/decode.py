@@ -5,6 +5,7 @@ from itertools import groupby
 
 from kensho.runtime.tokenizer.lookup import Vocabulary
 from kensho.runtime.tokenizer.plan import Plan
+from kensho.runtime.tokenizer.refuse import TablesRefused
 from kensho.runtime.tokenizer.tables import Tables
 
 NOTHING, TEXT, BYTE, SPECIAL = range(4)
@@ -50,7 +51,10 @@ class Decoder:
 
     def _bytes(self, tokens: Iterable[tuple[int, int]]) -> str:
         """A run of bytes: its characters, or, if it is not valid as a whole, one sign of doubt for each byte."""
-        data = bytes(int(self._vocabulary.text(token)[3:5], 16) for token, _ in tokens)
+        try:
+            data = bytes(int(self._vocabulary.text(token)[3:5], 16) for token, _ in tokens)
+        except ValueError as error:
+            raise TablesRefused("a byte token is none") from error
         try:
             return data.decode()
         except UnicodeDecodeError:

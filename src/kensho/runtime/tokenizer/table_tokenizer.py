@@ -22,6 +22,8 @@ from kensho.runtime.tokenizer.tables import Tables
 if TYPE_CHECKING:
     from kensho.runtime.library_tokenizer import LibraryTokenizer
 
+_REFUSED = (TablesRefused, IndexError)
+"""IndexError: a file whose sums are right and whose ids are not."""
 _KEPT: dict[int, Kept] = {TEXT: "text", BYTE: "byte"}
 
 
@@ -55,7 +57,7 @@ class TableTokenizer:
                 return [*self._plan.first_ids, *ids, *self._plan.last_ids] if is_whole else ids
             except NeedsLibrary:
                 pass
-            except TablesRefused as error:
+            except _REFUSED as error:
                 self._give_up(error)
         return self._load_library().encode(text, is_whole=is_whole)
 
@@ -63,15 +65,15 @@ class TableTokenizer:
         if not self.damage:
             try:
                 return self._decoder.decode(ids)
-            except TablesRefused as error:
+            except _REFUSED as error:
                 self._give_up(error)
         return self._load_library().decode(ids)
 
     def kind_of(self, token: int) -> Kept:
         return _KEPT.get(self._decoder.kind_of(token), "nothing")
 
-    def _give_up(self, error: TablesRefused) -> None:
-        self.damage = error.reason
+    def _give_up(self, error: Exception) -> None:
+        self.damage = error.reason if isinstance(error, TablesRefused) else "an id that is none"
         drop_tables(self._place)
 
     def _load_library(self) -> "LibraryTokenizer":
