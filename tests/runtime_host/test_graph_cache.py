@@ -14,7 +14,7 @@ from kensho.runtime import graph_cache
 from kensho.runtime.graph_cache import GraphCache, Hit, Miss
 from kensho.runtime.graph_entry import read_boot_id, read_record, write_record
 from kensho.runtime.graph_record import TRUSTED_FOR_S, stamp_of
-from kensho.runtime.header import GraphHeader
+from kensho.runtime.header import GraphHeader, dump_header
 from kensho.runtime.temp_folder import TempFolder
 from kensho.testing.clock import VirtualClock
 
@@ -380,3 +380,21 @@ def test_the_boot_is_named_by_the_kernel_or_not_at_all(tmp_path: Path) -> None:
     (folder / "boot_id").write_text("8bb29d38-d8e4\n" + "x" * 100)
     assert read_boot_id(tmp_path).startswith("8bb29d38-d8e4")
     assert len(read_boot_id(tmp_path)) <= 64
+
+
+def test_an_entry_of_a_later_kensho_is_neither_used_nor_dropped_and_evicted_after_all_others(
+    make_cache: MakeCache, put: Put
+) -> None:
+    cache = make_cache()
+    keys = {}
+    for content in "abc":
+        keys[content], made = put(cache, content)
+        made.pin.close()
+        if content == "a":
+            header = made.header
+            folder = made.folder
+    (folder / "header.json").write_bytes(dump_header(replace(header, format=(99, 0))))
+    assert miss(make_cache().lookup(keys["a"])) == "format_newer"
+    assert [entry.is_newer for entry in cache.entries()] == [True, False, False]
+    assert cache.evict(7000) == 2
+    assert [entry.key for entry in cache.entries()] == [keys["a"]]
