@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kensho.base.errors import ConfigError, DeadlineMissed, EngineError, Overloaded, PoisonRequest
+from kensho.base.errors import ConfigError, DeadlineMissed, EngineError, Overloaded, PoisonRequest, WrongNumbers
 from kensho.base.events import (
     AdmissionChanged,
     CanaryFinished,
@@ -20,7 +20,8 @@ from kensho.base.inference import Sampling
 from kensho.resilience.admission import AdmissionSettings, Level, Priority
 from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.guard import Canary
-from kensho.resilience.scheduler import Answer, Scheduler, SchedulerSettings
+from kensho.resilience.life import Answer
+from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.testing.clock import VirtualClock
 from kensho.testing.engine import Fault, ScriptedEngine, expected_ids
 from kensho.testing.loop import run_virtual
@@ -830,3 +831,70 @@ def test_a_thousand_cancels_of_waiting_requests_leave_nothing() -> None:
         assert await running == expected_ids(PROMPT, LONG)
 
     in_world(use, engines=1)
+
+
+# --- calls that answer in one piece ---
+
+
+class Thinking(ScriptedEngine):
+    """Has logits too: a number for each id of the prompt. `breaks` are what the next calls raise."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.breaks: list[BaseException] = []
+        self.asked = 0
+
+    async def logits(self, prompt_ids: Sequence[int]) -> list[float]:
+        self.asked += 1
+        await asyncio.sleep(0.05)
+        if self.breaks:
+            raise self.breaks.pop(0)
+        return [float(token) for token in prompt_ids]
+
+
+def think(world: World) -> None:
+    for engine in (world.primary, world.standby):
+        engine.__class__ = Thinking
+        engine.breaks, engine.asked = [], 0  # type: ignore[attr-defined]
+
+
+def test_logits_are_asked_of_another_engine_once_if_the_first_fails() -> None:
+    async def use(world: World) -> None:
+        assert await world.scheduler.logits(PROMPT) == [3.0, 1.0, 4.0, 1.0, 5.0]
+        world.primary.breaks = [WrongNumbers("nan")]
+        assert await world.scheduler.logits(PROMPT) == [3.0, 1.0, 4.0, 1.0, 5.0]
+        assert (world.primary.asked, world.standby.asked) == (2, 1)
+        for engine in (world.primary, world.standby):
+            engine.breaks = [EngineError("no")]
+        with pytest.raises(EngineError, match="failed twice"):
+            await world.scheduler.logits(PROMPT)
+        assert world.scheduler.snapshot().running == 0
+
+    world = in_world(use, prepare=think)
+    assert [event.outcome for event in world.of(RequestFinished)] == ["ok", "ok", "failed"]
+
+
+def test_logits_too_wait_their_turn_and_keep_their_deadline() -> None:
+    async def use(world: World) -> None:
+        with pytest.raises(DeadlineMissed):
+            await world.scheduler.logits(PROMPT, deadline_s=world.clock.monotonic_s() + 0.01)
+        with pytest.raises(DeadlineMissed):
+            await world.scheduler.logits(PROMPT, deadline_s=world.clock.monotonic_s() - 1.0)
+        with pytest.raises(ConfigError):
+            await world.scheduler.logits(PROMPT, engine="gpu")
+        assert world.scheduler.snapshot().running == 0
+        assert world.scheduler.snapshot().circuits["primary"].counters.failures == 0
+
+    world = in_world(use, prepare=think)
+    assert [event.outcome for event in world.of(RequestFinished)] == ["deadline"]
+    assert [event.reason for event in world.of(RequestRejected)] == ["deadline"]
+
+
+def test_an_engine_without_logits_says_so_and_is_not_blamed() -> None:
+    async def use(world: World) -> None:
+        with pytest.raises(ConfigError, match="cannot give logits"):
+            await world.scheduler.logits(PROMPT)
+        assert world.scheduler.snapshot().circuits["primary"].counters.failures == 0
+        assert await world.ask() == WHOLE
+
+    in_world(use)

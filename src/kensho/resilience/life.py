@@ -72,6 +72,29 @@ class Floor(Struct, frozen=False, eq=False):
     """Streams that were stopped because nobody reads them."""
 
 
+class Answer:
+    """The token ids of one request, in order. Iterate once, and close it (`aclosing`) unless iterated to the end.
+
+    The request joins the queue at the first `anext`, so that an answer nobody reads costs nothing.
+    """
+
+    def __init__(self, ids: AsyncGenerator[int, None], progress: StreamProgress) -> None:
+        self._ids = ids
+        self._progress = progress
+
+    @property
+    def record(self) -> StreamRecord:
+        """What was measured so far."""
+        return self._progress.record
+
+    def __aiter__(self) -> AsyncGenerator[int, None]:
+        return self._ids
+
+    async def aclose(self) -> None:
+        """Cancel: the engine's work ends within one step, the slot is free at once. Idempotent."""
+        await self._ids.aclose()
+
+
 class Life:
     """`run` it as a task; read `outlet`."""
 

@@ -26,6 +26,7 @@ from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct, field
 from kensho.resilience.admission import AdmissionSettings, Candidate, Level, Priority
 from kensho.resilience.budget import Budget
+from kensho.resilience.canary import OffersLogits
 from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.circuit_status import CircuitStatus
 from kensho.resilience.classify import FailureClass, classify
@@ -33,9 +34,10 @@ from kensho.resilience.estimate import EngineTimes
 from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord, nobody_left
 from kensho.resilience.guard import Canary, Guard, hurry
 from kensho.resilience.intake import Intake
-from kensho.resilience.life import Floor, Life, Request
+from kensho.resilience.life import Answer, Floor, Life, Request
 from kensho.resilience.outlet import Outlet
 from kensho.resilience.surroundings import UNKNOWN, Surroundings
+from kensho.resilience.whole_call import call_whole
 
 _LOOK_EVERY_S = 1.0
 
@@ -63,29 +65,6 @@ class SchedulerSnapshot(Struct):
     slots: int
     unread: int = 0
     """Streams that were stopped because nobody reads them."""
-
-
-class Answer:
-    """The token ids of one request, in order. Iterate once, and close it (`aclosing`) unless iterated to the end.
-
-    The request joins the queue at the first `anext`, so that an answer nobody reads costs nothing.
-    """
-
-    def __init__(self, ids: AsyncGenerator[int, None], progress: StreamProgress) -> None:
-        self._ids = ids
-        self._progress = progress
-
-    @property
-    def record(self) -> StreamRecord:
-        """What was measured so far."""
-        return self._progress.record
-
-    def __aiter__(self) -> AsyncGenerator[int, None]:
-        return self._ids
-
-    async def aclose(self) -> None:
-        """Cancel: the engine's work ends within one step, the slot is free at once. Idempotent."""
-        await self._ids.aclose()
 
 
 class Scheduler:
@@ -194,14 +173,37 @@ class Scheduler:
         unknown engine; iterating raises Overloaded (with `retry_after_s`), DeadlineMissed, or EngineError when no
         engine is left.
         """
-        if engine is not None and engine not in self._guards:
-            raise ConfigError(f"there is no engine {engine!r}", advice=f"the engines are: {', '.join(self._guards)}")
+        self._check_engine(engine)
         now_s = self._clock.monotonic_s()
         if deadline_s is None:
             deadline_s = now_s + self._settings.admission.deadlines_s[priority]
         progress = StreamProgress(now_s)
         request = Request(tuple(prompt_ids), sampling, priority, deadline_s, is_whole, engine)
         return Answer(self._serve(request, progress), progress)
+
+    async def logits(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline_s: Seconds | None = None,
+        engine: str | None = None,
+    ) -> Sequence[float]:
+        """What the model thinks of every id after the prompt, from the engine whose turn it is; asked once more of
+        another one if that fails. `deadline_s` is of the answer. Raises as `submit`, and ConfigError for engines that
+        cannot say."""
+        self._check_engine(engine)
+        if deadline_s is None:
+            deadline_s = self._clock.monotonic_s() + self._settings.admission.deadlines_s[priority]
+
+        async def ask(asked: Engine) -> Sequence[float]:
+            if not isinstance(asked, OffersLogits):
+                raise ConfigError(f"engine {asked.name!r} cannot give logits", advice="ask it for tokens")
+            return await asked.logits(prompt_ids)
+
+        self._pump()
+        request = Request(tuple(prompt_ids), Sampling(max_tokens=1), priority, deadline_s, engine=engine)
+        return await call_whole(request, self._floor, ask)
 
     def force(self, engine: str, mode: Mode | None, for_s: Seconds | None = None) -> None:
         """A person's word about one engine: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY, or None. Raises ConfigError."""
@@ -314,6 +316,10 @@ class Scheduler:
         return not any(guard.admits or guard.is_coming for guard in self._guards.values())
 
     # --- requests ---
+
+    def _check_engine(self, engine: str | None) -> None:
+        if engine is not None and engine not in self._guards:
+            raise ConfigError(f"there is no engine {engine!r}", advice=f"the engines are: {', '.join(self._guards)}")
 
     async def _serve(self, request: Request, progress: StreamProgress) -> AsyncGenerator[int, None]:
         self._pump()
