@@ -58,6 +58,10 @@ class Settings(Struct, kw_only=True):
     """How long a circuit waits after a start that failed. (After a crash the first new start is at once.)"""
     open_s: Seconds = 60.0
     """How long a circuit stays open at first; doubles each time, up to 15 minutes."""
+    failure_threshold: int = 3
+    """Weighted failures of an engine in a row that open its circuit, 1 to 100."""
+    success_threshold: int = 2
+    """Canaries that must pass before a circuit closes, 1 to 100."""
     canary_timeout_s: Seconds = 5.0
     """Strict time-out of the half-open test."""
     graph_cache_bytes: int = 8 << 30
@@ -105,6 +109,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "start_timeout_s": (0.1, 3600),
     "restart_open_s": (0.01, 3600),
     "open_s": (0.01, 3600),
+    "failure_threshold": (1, 100),
+    "success_threshold": (1, 100),
     "canary_timeout_s": (0.01, 60),
     "http_port": (0, 65535),
     "stop_s": (0, 3600),

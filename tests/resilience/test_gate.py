@@ -111,6 +111,15 @@ def test_a_healthy_engines_calls_take_no_step() -> None:
     assert gate.state.counters.successes == 200
 
 
+def test_successes_are_counted_in_the_bucket_in_which_they_came() -> None:
+    now = [999.5]
+    gate = Gate(breaker.closed(0.0), BreakerSettings(), now_s=lambda: now[0], rng=lambda: 0.5, carry_out=lambda _: None)
+    for now[0] in (999.5, 1000.5, 1002.5, 1003.0, 1005.5):
+        gate.succeeded(1)
+    rates = gate.state.rates
+    assert (rates.bucket, rates.calls) == (335, (0, 0, 0, 0, 0, 0, 0, 2, 2, 1))
+
+
 def test_a_refusal_takes_no_step_while_nothing_is_due() -> None:
     steps: list[tuple[Effect, ...]] = []
     now = [1000.0]

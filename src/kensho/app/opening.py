@@ -279,6 +279,8 @@ class ModelOpener:
         circuit = BreakerSettings(
             open_s=settings.open_s,
             restart_open_s=settings.restart_open_s,
+            failure_threshold=settings.failure_threshold,
+            success_threshold=settings.success_threshold,
             canary_timeout_s=settings.canary_timeout_s,
             start_timeout_s=settings.start_timeout_s,
         )
