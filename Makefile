@@ -66,8 +66,11 @@ bench-breaker: setup-dev build/breaker-peers/peers.stamp  ## the circuit breaker
 mutate: setup-dev  ## change every line that decides, and see that a test fails (mutmut; half an hour)
 	@$(BIN)/python bench/mutate.py
 
-soak: setup-dev  ## long forms of the tests
+soak: setup-dev  ## the long forms: virtual days of faults, a thousand kills, models beside their references (15 minutes)
 	@$(BIN)/python tests/resilience/reference_breaker.py 1000000
+	@KENSHO_LONG=1 $(BIN)/python -m pytest tests/resilience/test_admission_model.py
+	@$(BIN)/python bench/soak.py
+	@$(BIN)/python bench/failover.py --kills 1000
 
 bench-runtime: setup-dev  ## the runtime beside the peers that are there (20 minutes; 3 GB in build/)
 	@for name in compile peers busy failures; do $(BIN)/python bench/runtime_$$name.py || exit 1; echo; done

@@ -29,6 +29,13 @@ AREAS = {
         # those that change the source themselves, and those that take long (shrinking!) and find no more
         "without": "not TestCompared and not catches_the_mutant and not threads and not hundred_thousand",
     },
+    "admission": {
+        "modules": ["admission"],
+        "tests": ["test_admission.py", "test_admission_model.py"],
+        # the walk of two thousand steps finds what Hypothesis and the simulations find, and sooner
+        "without": "not catches_the_mutant and not hundred_thousand and not SideBySide and not exactly_one_outcome"
+        " and not overload and not slow_engine and not million",
+    },
 }
 """By area: the modules of kensho.resilience that are mutated, and the tests that must notice."""
 
