@@ -53,10 +53,14 @@ def build_tables(tokenizer_json: bytes, meta: Mapping[str, object]) -> bytes:
     from tokenizers import Tokenizer
 
     document = json.loads(tokenizer_json)
-    recipe = read_recipe(document)
     tokenizer = Tokenizer.from_buffer(tokenizer_json)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        # As the library understood it: older files leave out, or call otherwise, what newer ones say.
+        found = getattr(tokenizer, part)
+        document[part] = json.loads(found.__getstate__()) if found else None
+    recipe = read_recipe(document)
     words = _read_words(document["model"], recipe)
     merges = _read_merges(document["model"], words, recipe)
     added = _added(document, tokenizer)
