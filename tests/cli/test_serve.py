@@ -182,8 +182,9 @@ def test_after_kill_9_nothing_is_left_that_blocks_the_next(store: Path, daemon: 
     assert not (store / "daemon.sock").exists()
 
 
-def test_faults_are_refused_where_they_were_not_allowed(store: Path) -> None:
-    with running(store) as daemon:
+def test_models_are_warmed_at_the_start_and_faults_refused_where_they_were_not_allowed(store: Path) -> None:
+    with running(store, "--warm", "demo") as daemon:
+        until(lambda: [model["is_pinned"] for model in daemon.loaded()] == [True], "it did not warm the model")
         refused = daemon.kensho("fault", "primary", "crash")
         assert refused.returncode == 1 and "--allow-faults" in refused.stderr
         assert daemon.stop(signal.SIGINT) == 0

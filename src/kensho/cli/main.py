@@ -82,7 +82,7 @@ def _overrides(args: SimpleNamespace) -> dict[str, object]:
         "tier": given.get("tier"),
         "allow_faults": given.get("allow_faults") or None,
         "http_remote": given.get("http_remote") or None,
-        **{name: given.get(name) for name in ("http_host", "http_port", "http_names")},
+        **{name: given.get(name) for name in ("http_host", "http_port", "http_names", "warm")},
         # one answer and out: a second engine is only worth its start when the first one fails
         "standby": "on_demand" if given.get("command") in {"run", "warm"} else None,
     }

@@ -32,15 +32,20 @@ def add_arguments(arguments: Arguments) -> None:
     arguments.add_argument(
         "--names",
         dest="http_names",
-        type=lambda text: tuple(text.split(",")),
+        type=_names,
         metavar="A,B",
         help="names by which clients may call it, beside localhost",
     )
+    arguments.add_argument("--warm", type=_names, metavar="M,N", help="models to load before anybody asks")
     arguments.add_argument(
         "--allow-remote", dest="http_remote", action="store_true", help="let --host be an address others reach"
     )
     arguments.add_argument("--allow-faults", action="store_true", help="let kensho fault make engines fail")
     arguments.add_argument("--tier", choices=("auto", "raw", "mapped", "mixed", "packed"), help="default: auto")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def run(context: Context) -> Result:
