@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kensho.app import GenerateOptions, Kensho, opening, serving, tiers, warmer
+from kensho.app import GenerateOptions, Kensho, opening, serving, tiers, verifying, warmer
 from kensho.app.shelf import USES_SETTING
 from kensho.app.warmup import parse_uses
 from kensho.base.clock import SystemClock
-from kensho.base.errors import NotEnoughMemory, UsageError
+from kensho.base.errors import EngineError, NotEnoughMemory, UsageError
 from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, ModelWarmed, TierChanged
 from kensho.base.structs import replace
 from kensho.cli.main import main
@@ -353,3 +353,34 @@ def test_leaving_while_a_model_is_warmed_ends_that(
     asyncio.run(leave())
     assert world.compiled() == []
     assert [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_graph_that_is_damaged_under_its_engines_ends_the_stream_and_is_made_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really: the engines have the file mapped, so they compute with the damaged bytes from then on."""
+    monkeypatch.setattr(serving, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(verifying, "VERIFY_EVERY_S", 0.0)
+
+    async def scene() -> str:
+        async with world.open(allow_faults=True) as app:
+            await app.compile("demo")
+            await world.ask(app)
+            app.arm_fault("demo", "primary", "slow")
+            stream = app.generate("demo", QUESTION.question)
+            await anext(aiter(stream))
+            (header,) = world.compiled()
+            weights = header.parent / "weights.bin"
+            with weights.open("r+b") as file:
+                file.seek(weights.stat().st_size // 2)
+                file.write(b"\x55" * 4096)
+            with pytest.raises(EngineError):
+                async with asyncio.timeout(60):
+                    async for _ in stream:
+                        pass
+            return await world.ask(app)
+
+    assert asyncio.run(scene()) == QUESTION.answer
+    reasons = [event.reason for event in world.events if isinstance(event, GraphDropped)]
+    assert any("weights.bin of the compiled graph is damaged" in reason for reason in reasons), reasons
+    assert world.heard(CompileFinished) == 2
