@@ -6,7 +6,6 @@ are processors: a graph of 280 MB is 150 ms on one and 80 ms on two.
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kensho.base.errors import Damaged
@@ -111,6 +110,8 @@ def _verify_blocks(descriptor: int, blocks: list[_Block], progress: Callable[[in
         for block in blocks:
             verify(block)
         return
+    from concurrent.futures import ThreadPoolExecutor  # not on the start path: a graph is hashed once a boot
+
     with ThreadPoolExecutor(threads, "verify") as pool:
         try:
             for _ in pool.map(verify, blocks):
