@@ -99,6 +99,7 @@ CORPUS = [
     ("cudaSetDevice err: 999; CUDA is not available", F.DEVICE_LOST),
     ("Gpu API call (an illegal instruction was encountered) in call", F.STICKY),
     ("terminate called after throwing an instance of 'std::bad_alloc'", F.OUT_OF_MEMORY),
+    ("the engine host is out of memory; use a smaller model or context", F.OUT_OF_MEMORY),
     # driver and management library
     ("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 550.144", F.DRIVER_MISMATCH),
     ("CUDA driver version is insufficient for CUDA runtime version", F.DRIVER_MISMATCH),

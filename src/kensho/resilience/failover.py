@@ -10,10 +10,10 @@ first token. A client that goes away is no failure of the engine.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import EngineError, EngineHung
+from kensho.base.errors import EngineError, EngineHung, EngineUnkillable
 from kensho.base.events import StreamMoved
 from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct
@@ -319,7 +319,11 @@ class _Watch:
         if left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
         else:
-            self._killing = asyncio.create_task(self._engine.kill())
+            self._killing = asyncio.create_task(self._kill())
+
+    async def _kill(self) -> None:
+        with suppress(EngineUnkillable):  # the circuit kills it too, and acts on that
+            await self._engine.kill()
 
 
 def nobody_left(guards: Sequence[Guard], reason: str) -> EngineError:

@@ -19,7 +19,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import ConfigError, EngineCrashed, EngineError, EngineHung, KenshoError
+from kensho.base.errors import (
+    ConfigError,
+    EngineCrashed,
+    EngineError,
+    EngineHung,
+    EngineUnkillable,
+    KenshoError,
+)
 from kensho.base.events import Emit, EngineLost, EngineStarted, GraphLoaded
 from kensho.base.inference import Sampling
 from kensho.runtime.error_wire import restore_error
@@ -236,10 +243,18 @@ class EngineHost:
         self._fault, self._fault_times = None, 0
 
     async def kill(self) -> None:
-        """SIGKILL and reap. A running stream raises EngineCrashed at once. Idempotent."""
+        """SIGKILL and reap. A running stream raises EngineCrashed at once. Idempotent. Raises EngineUnkillable for a
+        process that is still there: it is stuck in a driver, and left to the kernel."""
         if self._host:
             self._host.kill("killed on request")
-        await self._all_ended()
+        stuck = [ended.pid for ended in await self._all_ended() if ended.exit_code is None]
+        if stuck:
+            raise EngineUnkillable(
+                f"process {stuck[0]} of engine '{self._name}' does not react to SIGKILL",
+                advice="reboot the machine",
+                engine=self._name,
+                pid=stuck[0],
+            )
 
     async def close(self) -> None:
         """Let the process end by itself, within half a second, else kill it. Idempotent."""
@@ -247,12 +262,11 @@ class EngineHost:
             self._host.close()
         await self._all_ended()
 
-    async def _all_ended(self) -> None:
+    async def _all_ended(self) -> list[Ended]:
         """Those before the last one too: one that hung was killed, and nobody waited until it was gone."""
         hosts = [*self._past, *([self._host] if self._host else [])]
         self._past.clear()
-        for host in hosts:
-            await host.ended()
+        return [await host.ended() for host in hosts]
 
     async def _load(self, host: HostProcess, began_s: Seconds) -> None:
         graph = self._graph
