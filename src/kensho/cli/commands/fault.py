@@ -10,7 +10,7 @@ from kensho.cli.context import Context, Result
 if TYPE_CHECKING:
     from kensho.app import Kensho
 
-KINDS = ("fail", "hang", "slow", "crash", "nan", "oom")
+KINDS = ("fail", "hang", "slow", "crash", "nan", "oom", "wrong", "truncate", "slow_start")
 
 
 def add_arguments(arguments: Arguments) -> None:
