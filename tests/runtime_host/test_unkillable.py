@@ -1,4 +1,4 @@
-"""A process that SIGKILL does not end, as one stuck in a driver. Nobody can make a real one: its last word is played."""
+"""A process that SIGKILL does not end, as one stuck in a driver. Nobody can make one: its last word is played."""
 
 import asyncio
 from pathlib import Path
