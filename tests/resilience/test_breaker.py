@@ -306,6 +306,12 @@ def test_open_doubles_to_its_cap_and_starts_anew_after_quiet_time() -> None:
     assert waits == pytest.approx([60.0, 120.0, 240.0, 480.0, 900.0, 900.0])
 
 
+def test_ten_minutes_without_a_trip_begin_the_doubling_anew() -> None:
+    before = replace(breaker.closed(0.0), trips=2)
+    waits = [(run(before, Failed(1, F.TIMEOUT), now=now)[0].until_s or 0.0) - now for now in (599.0, 600.0)]
+    assert waits == pytest.approx([240.0, 60.0])
+
+
 def test_half_of_ten_calls_that_fail_open_although_never_three_in_a_row() -> None:
     pairs = [Succeeded(1), Failed(1, F.UNKNOWN)]
     state, _ = run(breaker.closed(1000.0), *pairs * 4, Succeeded(1))
@@ -490,6 +496,13 @@ SAID = {
         (
             "device_lost: the start failed: device_lost",
             "a look at the machine in 60 s; reset or reseat the device, or reboot",
+        ),
+    ),
+    "lost at the canary": (
+        (*CRASHED, ready, lambda state: CanaryFailed(state.generation, F.DRIVER_MISMATCH)),
+        (
+            "driver_mismatch: the canary failed: driver_mismatch",
+            "a look at the machine in 60 s; reboot: the driver was updated and its old part still runs",
         ),
     ),
     "slept": ((Resumed(),), ("the machine slept", "canaries that must pass: 2")),
