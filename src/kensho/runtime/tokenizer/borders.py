@@ -27,6 +27,8 @@ MAX_BORDERS = 20_000
 """Guess: 30 times those of a vocabulary of 60k that was trained on 13 languages."""
 _NEVER = 1 << 61
 _LEFT_IS_BYTES, _RIGHT_IS_BYTES = 1, 2
+_STEPS = ((), (0,), (1,), (0, 1))
+"""By sides: which of the characters at a border."""
 _CHARS_KEPT = 4096
 _PAIRS_KEPT = 8192
 
@@ -42,6 +44,7 @@ class Borders:
         self._byte_ids = byte_ids
         self._value_of: Callable[[tuple[int, int]], int] = merges.__getitem__
         self._chars: Bounded[str, tuple[int, int]] = Bounded(self._form, _CHARS_KEPT)
+        self._ids: Bounded[str, int] = Bounded(lambda char: self._chars[char][0], _CHARS_KEPT)
         self._pairs: Bounded[tuple[str, str], int] = Bounded(self._look, _PAIRS_KEPT)
         self._broken_pairs: Bounded[tuple[str, str, bool, bool], int] = Bounded(self._look_at, _PAIRS_KEPT)
 
@@ -49,42 +52,32 @@ class Borders:
         """The ids to begin with; 100 ns a character."""
         if not self._ranks:
             return list(map(self._byte_ids.__getitem__, piece.encode()))
-        ids = [token for token, _ in map(self._chars.__getitem__, piece)]
+        ids = list(map(self._ids.__getitem__, piece))
         found = list(map(self._pairs.__getitem__, pairwise(piece)))
         if min(ids) >= 0 and not any(found):
             return ids
-        is_bytes = self._spread(piece, found, [token < 0 for token in ids])
-        byte_ids = self._byte_ids
         made: list[int] = []
-        for char, token, begins_as_bytes in zip(piece, ids, is_bytes, strict=True):
-            if begins_as_bytes:
-                made += [byte_ids[byte] for byte in char.encode()]
-            else:
-                made.append(token)
-        return made
+        start = 0
+        for at in sorted(self._broken(piece, ids, found)):
+            made += ids[start:at]
+            made += map(self._byte_ids.__getitem__, piece[at].encode())
+            start = at + 1
+        return made + ids[start:]
 
-    def _spread(self, piece: str, found: Sequence[int], is_bytes: list[bool]) -> list[bool]:
-        """Which characters begin as bytes. `is_bytes`: those that are no token."""
+    def _broken(self, piece: str, ids: Sequence[int], found: Sequence[int]) -> set[int]:
+        """The places of the characters that begin as bytes."""
+        broken = {at for at, token in enumerate(ids) if token < 0}
         waiting: list[int] = []
-
-        def begin_as_bytes(at: int) -> None:
-            if not is_bytes[at]:
-                is_bytes[at] = True
-                waiting.append(at)
-
-        def note(left: int, sides: int) -> None:
-            if sides & _LEFT_IS_BYTES:
-                begin_as_bytes(left)
-            if sides & _RIGHT_IS_BYTES:
-                begin_as_bytes(left + 1)
-
         for left, sides in enumerate(found):
-            note(left, sides)
+            if sides:
+                waiting += _new(left, sides, broken)
         while waiting:
             at = waiting.pop()
-            for left in range(max(0, at - 1), min(at, len(piece) - 2) + 1):
-                note(left, self._broken_pairs[piece[left], piece[left + 1], is_bytes[left], is_bytes[left + 1]])
-        return is_bytes
+            for left in (at - 1, at):
+                if 0 <= left < len(found) and not (left in broken and left + 1 in broken):
+                    border = (piece[left], piece[left + 1], left in broken, left + 1 in broken)
+                    waiting += _new(left, self._broken_pairs[border], broken)
+        return broken
 
     def _form(self, char: str) -> tuple[int, int]:
         """The token of a character and the highest rank that it takes; (-1, never) if it does not become one."""
@@ -122,6 +115,13 @@ class Borders:
                 if (rank < left_formed or not is_left_part) and (rank < right_formed or not is_right_part):
                     found |= is_left_part * _LEFT_IS_BYTES | is_right_part * _RIGHT_IS_BYTES
         return found
+
+
+def _new(left: int, sides: int, broken: set[int]) -> list[int]:
+    """Adds the sides of a border to `broken`; returns those that were not there."""
+    found = [left + step for step in _STEPS[sides] if left + step not in broken]
+    broken.update(found)
+    return found
 
 
 def dump_borders(merges: Sequence[Pair]) -> bytes:

@@ -6,7 +6,7 @@ from itertools import groupby
 from kensho.runtime.tokenizer.lookup import Vocabulary
 from kensho.runtime.tokenizer.plan import Plan
 from kensho.runtime.tokenizer.refuse import TablesRefused
-from kensho.runtime.tokenizer.tables import Tables
+from kensho.runtime.tokenizer.tables import BLOCK_BYTES, Tables
 
 NOTHING, TEXT, BYTE, SPECIAL = range(4)
 """What an id is: none at all, text of its own, one byte of a run, a special token. The other bits are `lookup`'s."""
@@ -19,12 +19,14 @@ class Decoder:
     def __init__(self, tables: Tables, plan: Plan) -> None:
         self._plan = plan
         self._vocabulary = Vocabulary(tables)
-        self._kinds = tables.read("kinds")
+        self._tables = tables
+        self._kinds, self._kinds_block = tables.view("kinds")
 
     def kind_of(self, token: int) -> int:
         """NOTHING, TEXT, BYTE or SPECIAL."""
         if not 0 <= token < len(self._kinds):
             return NOTHING
+        self._tables.check(self._kinds_block + token // BLOCK_BYTES)
         return self._kinds[token] & _KINDS
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -27,7 +27,8 @@ class Pieces:
         self._plan = plan
         self._vocabulary = Vocabulary(tables)
         self._merges = Merges(tables)
-        self._kinds = bytes(tables.read("kinds"))
+        self._tables = tables
+        self._kinds = b""
         self._known: Bounded[str, Ids] = Bounded(self._make, _PIECES_KEPT)
 
     def encode(self, pieces: list[str]) -> list[int]:
@@ -53,7 +54,10 @@ class Pieces:
         return ((entry & ID_MASK) - 1,) if entry & CANONICAL else ()
 
     def _merged(self, symbols: list[int]) -> Ids:
-        return tuple(merge(symbols, self._merges.__getitem__, self._kinds))
+        kinds = self._kinds
+        if not kinds:  # not before the first merge: a cold disk takes some milliseconds for it
+            kinds = self._kinds = bytes(self._tables.read("kinds"))
+        return tuple(merge(symbols, self._merges.__getitem__, kinds))
 
 
 class BytePieces(Pieces):
@@ -61,7 +65,6 @@ class BytePieces(Pieces):
 
     def __init__(self, tables: Tables, plan: Plan) -> None:
         super().__init__(tables, plan)
-        self._tables = tables
         self._borders: Borders | None = None
 
     def _symbols(self, piece: str) -> list[int]:

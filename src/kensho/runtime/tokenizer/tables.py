@@ -3,18 +3,19 @@
     header   one block: magic, format, size of the file, places of the sections, CRC-32 of `sums`, CRC-32 of itself
     sums     CRC-32 of every block from the end of this section to the end of the file
     meta     JSON (`meta`): which files it was made from, how text is normalised and cut, how ids become text
+    added    UTF-8 of the added tokens, each ended by NUL, and their ids (`added_tokens`)
+    classes  character classes for the patterns (`classes`)
+    joints   bits: which pairs of characters a merge can join (`cuts`)
+    borders  JSON: merges of parts of characters (`borders`)
+    kinds    u8[n]: what the id is to the decoder (`decode`) and to the merges (`lookup`)
     offsets  u32[n + 1] and `blob`: the bytes of token `id` are blob[offsets[id]:offsets[id + 1]]
-    kinds    u8[n]: what the id is to the decoder (`decode`)
     vocab    u64 slots, open addressing: crc32(bytes) << 32 | canonical << 31 | id + 1 (`lookup`)
     merges   pairs of u64, open addressing: (left << 24 | right) + 1, rank << 24 | new id (`lookup`)
-    borders  JSON: merges of parts of characters (`borders`)
-    joints   bits: which pairs of characters a merge can join (`cuts`)
-    classes  character classes for the patterns (`classes`)
-    added    UTF-8 of the added tokens, each ended by NUL, and their ids (`added_tokens`)
 
-A load reads the header, the sums and `meta` (some 30 KB); no other byte is hashed until it is used. So a damaged block
-is found before anything is made of it, whether the file was shipped (signed, and hashed at installation) or made here.
-A CRC finds accidents, not forgers: who may write the store may also replace the model. Little-endian machines only.
+A load reads the header, the sums and the small sections (100 KB); no other byte is hashed until it is used. So a
+damaged block is found before anything is made of it, whether the file was shipped (signed, and hashed at installation)
+or made here. A CRC finds accidents, not forgers: who may write the store may also replace the model. Little-endian
+machines only.
 """
 
 import json
@@ -36,7 +37,8 @@ FORMAT = 1
 BLOCK_BYTES = 4096
 MAX_FILE_BYTES = 256 << 20
 """16 times the tables of 262k tokens."""
-SECTIONS = ("meta", "offsets", "blob", "kinds", "vocab", "merges", "borders", "joints", "classes", "added")
+SECTIONS = ("meta", "added", "classes", "joints", "borders", "kinds", "offsets", "vocab", "blob", "merges")
+"""Those that every load reads first, so that a cold one reads the beginning of the file in one go."""
 _HEADER = struct.Struct("<8sIIQI4x")
 _PLACE = struct.Struct("<QQ")
 _CRC = struct.Struct("<I")
