@@ -207,7 +207,7 @@ def _is_allowed(connection: socket.socket) -> bool:
 
 def _listen(store: Path) -> socket.socket:
     """A socket that nobody else can connect to, in place of whatever had its name."""
-    name = f"{SOCKET_NAME}.{os.getpid()}"
+    name = f"{SOCKET_NAME}.new"  # always the same: one that was killed in here leaves nothing for ever
     folder = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
