@@ -89,6 +89,7 @@ class AnswerStream:
                 Sampling(options.max_tokens, options.temperature, options.seed, served.codec.stop_ids),
                 priority=parse_priority(options.priority),
                 deadline_s=deadline_s,
+                is_whole=options.is_whole,
                 engine=options.engine,
             )
             room = min(options.max_tokens, min(self._max_context, served.graph.max_positions) - len(prompt_ids))

@@ -26,6 +26,8 @@ class GenerateOptions(Struct, kw_only=True):
     priority: Priority = "high"
     deadline_s: Seconds | None = None
     """For the first token, from now. None = the default of the priority."""
+    is_whole: bool = False
+    """True: the deadline is of the last token, for callers who wait for the whole answer."""
     is_raw_prompt: bool = False
     """True: the prompt is given to the model as it is, without its chat template."""
 
