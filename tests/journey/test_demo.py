@@ -33,8 +33,8 @@ def test_every_step_of_the_story_holds(tmp_path: Path) -> None:
     assert {
         "kensho.delivery.release.published", "kensho.delivery.update.applied", "kensho.delivery.chunk.corrupt",
         "kensho.delivery.chunk.repaired", "kensho.delivery.update.rolled_back", "kensho.runtime.compile.finished",
-        "kensho.runtime.graph.loaded", "kensho.runtime.engine.lost", "kensho.circuit.changed",
-        "kensho.resilience.stream.moved", "kensho.app.demo.step",
+        "kensho.runtime.graph.loaded", "kensho.runtime.engine.lost", "kensho.circuit.restarting",
+        "kensho.circuit.probing", "kensho.circuit.closed", "kensho.resilience.stream.moved", "kensho.app.demo.step",
     } <= names  # fmt: skip
 
 
