@@ -517,6 +517,7 @@ def test_a_stream_that_a_forced_circuit_drains_is_not_disturbed_by_the_way_back(
     assert (world.primary.kills, world.of(StreamMoved)) == (0, [])
 
 
+@pytest.mark.real
 def test_hours_with_random_deaths_give_each_request_one_outcome_and_only_right_tokens() -> None:
     """A sample of the soak: two hours of virtual time, a request every ten seconds, every fifth meets a fault."""
     rng = random.Random(11)
@@ -628,7 +629,7 @@ def test_a_low_stream_that_cannot_go_on_waits_without_a_deadline() -> None:
         low = asyncio.create_task(world.ask(priority=Priority.LOW, sampling=LONG))
         await asyncio.sleep(1.0)
         for _ in range(3):
-            assert len(await world.ask(priority=Priority.CRITICAL, sampling=Sampling(max_tokens=2000))) == 2000
+            assert len(await world.ask(priority=Priority.CRITICAL, sampling=Sampling(max_tokens=700))) == 700
         assert await low == expected_ids(PROMPT, LONG)
 
     in_world(use, engines=1)
@@ -743,7 +744,7 @@ def test_an_engine_that_dies_during_the_race_leaves_it_to_the_other() -> None:
 def test_at_most_one_critical_request_in_twenty_runs_twice() -> None:
     async def use(world: World) -> None:
         for _ in range(25):
-            await world.ask()
+            await world.ask(sampling=Sampling(max_tokens=1))
         hedged = 0
         for _ in range(25):
             world.primary.inject(Fault("slow", 0))
@@ -752,7 +753,7 @@ def test_at_most_one_critical_request_in_twenty_runs_twice() -> None:
             hedged += answer.record.is_hedged
             await asyncio.sleep(100.0)  # what was measured is forgotten, or slow would become the rule
             for _ in range(20):
-                await world.ask()
+                await world.ask(sampling=Sampling(max_tokens=1))
         assert 1 <= hedged <= 2
 
     in_world(use, breaker=BreakerSettings(ramp_s=0.0, slow_factor=1e9))
@@ -817,11 +818,11 @@ def test_impossible_deadlines_are_refused_without_touching_an_engine(deadline: f
     in_world(use)
 
 
-def test_a_thousand_cancels_of_waiting_requests_leave_nothing() -> None:
+def test_hundreds_of_cancels_of_waiting_requests_leave_nothing() -> None:
     async def use(world: World) -> None:
         running = asyncio.create_task(world.ask(sampling=LONG))
         await asyncio.sleep(0.1)
-        for _ in range(50):
+        for _ in range(20):
             tasks = [asyncio.create_task(world.ask(priority=Priority.HIGH)) for _ in range(20)]
             await asyncio.sleep(0)
             for task in tasks:
