@@ -185,3 +185,24 @@ def test_views_of_a_host_that_dies_stay_readable(tmp_path: Path) -> None:
 
     script = "headers = receive(Exchange).tensors\nsend(Exchanged(1, headers))\ntime.sleep(60)"
     run(tmp_path, LOAD + script, check)
+
+
+def test_half_messages_are_no_progress_and_whole_ones_arrive_however_they_are_cut(tmp_path: Path) -> None:
+    script = """
+frames = b"".join(encode(Token(1, number)) for number in range(5)) + encode(Done(1, "length"))
+for byte in frames:
+    sock.send(bytes([byte]))
+    time.sleep(0.001)
+receive(Generate)
+while True:
+    sock.send(encode(Token(2, 1))[:1])
+    time.sleep(60)
+"""
+
+    async def check(host: EngineHost) -> None:
+        await host.start()
+        assert [token async for token in host.generate([1], (), Sampling())] == [0, 1, 2, 3, 4]
+        with pytest.raises(EngineHung):
+            await anext(host.generate([1], (), Sampling()))
+
+    run(tmp_path, LOAD + "receive(Generate)\n" + script, check)

@@ -10,6 +10,7 @@ socket closes; the pidfd becomes readable, and how it ended is known. The first 
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -119,18 +120,14 @@ class HostProcess:
 
     async def receive(self, timeout_s: Seconds) -> Message:
         """The next message. Raises TimeoutError, HostGoneError, or EngineError for bytes that are no message."""
-        inbox = self._link.inbox
-        if inbox.empty():
-            async with asyncio.timeout(timeout_s):
-                message = await inbox.get()
-        else:
-            message = inbox.get_nowait()
-        if message is None:
-            inbox.put_nowait(None)
-            if self._link.error:
-                raise self._link.error
-            raise HostGoneError
-        return message
+        link = self._link
+        if not link.inbox and not link.is_lost.is_set():
+            await link.more(timeout_s)
+        if link.inbox:
+            return link.inbox.popleft()
+        if link.error:
+            raise link.error
+        raise HostGoneError
 
     def kill(self, why: str) -> None:
         """SIGKILL now; `ended` waits until it is reaped. `why` is for `on_lost`."""
@@ -204,14 +201,27 @@ async def _result_of(watcher: asyncio.Task[Ended]) -> Ended:
 
 
 class _Link(asyncio.Protocol):
-    """Bytes of the host -> messages; None in the inbox marks the end."""
+    """Bytes of the host -> messages. One task waits for them at a time."""
 
     def __init__(self) -> None:
-        self.inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self.inbox: deque[Message] = deque()
         self.is_lost = asyncio.Event()
         self.error: EngineError | None = None
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def more(self, timeout_s: Seconds) -> None:
+        """Until something has come, or the end. Raises TimeoutError. A bare future and timer: half of the time that a
+        token takes from the socket to its reader would else be spent in `Queue` and `timeout`."""
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = loop.call_later(timeout_s, _expire, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
 
     @property
     def is_within(self) -> bool:
@@ -224,13 +234,23 @@ class _Link(asyncio.Protocol):
         if self.error:
             return
         try:
-            for message in self._decoder.feed(data):
-                self.inbox.put_nowait(message)
+            self.inbox.extend(self._decoder.feed(data))
         except EngineError as error:
             self.error = error
             if self._transport:
                 self._transport.abort()
+        if self.inbox or self.error:  # not for half a message: that is no progress
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost.set()
-        self.inbox.put_nowait(None)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
