@@ -9,6 +9,7 @@ engines have a core each. There is no peer to compare with: other runtimes have 
 
 import argparse
 import asyncio
+import contextlib
 import mmap
 import os
 import select
@@ -67,7 +68,7 @@ def print_bar_of_load() -> None:
 
 
 def compiled(work: Path) -> LoadedGraph:
-    model, folder = prepare(work), work / "hosts"
+    model, folder = prepare(work), work / "bench_hosts"
     if not (folder / "ready").exists():
         folder.mkdir(exist_ok=True)
         subprocess.run(
@@ -184,6 +185,38 @@ class Stubs:
         return ends.new_host(spawn("hosts", words, pass_fds=ends.given, env=env))
 
 
+class BareSender:
+    """A process that sends the time every 2 ms: the cost of waking somebody up, without any of ours."""
+
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair()
+        code = (
+            "import socket, sys, time\nsock = socket.socket(fileno=int(sys.argv[1]))\n"
+            "while True:\n    time.sleep(0.002)\n    sock.send(time.monotonic_ns().to_bytes(8, 'little'))\n"
+        )
+        with theirs:
+            descriptor = theirs.fileno()
+            self._process = subprocess.Popen([sys.executable, "-c", code, str(descriptor)], pass_fds=[descriptor])
+        self._process.send_signal(signal.SIGSTOP)
+
+    def latencies_us(self, count: int) -> list[float]:
+        self._process.send_signal(signal.SIGCONT)
+        found = []
+        for _ in range(count):
+            sent_ns = int.from_bytes(self._sock.recv(8), "little")
+            found.append((time.monotonic_ns() - sent_ns) / 1e3)
+        self._process.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(BlockingIOError):
+            while self._sock.recv(4096, socket.MSG_DONTWAIT):
+                pass
+        return found
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._sock.close()
+
+
 def serve_stub(socket_fd: int, segment_fd: int, gap_s: float) -> None:
     """The real host with a model that is a clock."""
     from kensho.runtime import generation, host_main
@@ -210,8 +243,10 @@ async def boundary_figures(rounds: int) -> None:
     paced, quick = engine(folder, Stubs(0.002), tier="mapped"), engine(folder, Stubs(0.0), tier="mapped")
     await paced.start()
     await quick.start()
-    latency_us, stream_us, alone_us = [], [], []
+    bare = BareSender()
+    bare_us, latency_us, stream_us, alone_us = [], [], [], []
     for _ in range(rounds):
+        bare_us += bare.latencies_us(150)
         async with aclosing(paced.generate(PROMPT, (), Sampling(max_tokens=150))) as stream:
             latency_us += [(time.monotonic_ns() // 100 - token) % (1 << 32) / 10 async for token in stream]
         count = 4000
@@ -224,7 +259,11 @@ async def boundary_figures(rounds: int) -> None:
         request = frames.Generate(1, PROMPT, (), Sampling(max_tokens=count))
         Generator(Stub(), Faults()).run(request, is_cancelled=lambda: False, on_token=lambda _: None)
         alone_us.append(1e6 * (time.perf_counter() - began) / count)
-    print_bar("one token across, made to handed out", show("token latency", latency_us, "us"), 50, "us")
+    bare.close()
+    show("8 bytes over a bare socket, blocking: what this machine gives now", bare_us, "us")
+    latency = show("a token, from being made to being handed out", latency_us, "us")
+    print_bar("one token across, beyond the bare socket", latency - median(bare_us), 50, "us")
+    print_bar("one token across", latency, 50, "us")
     show("a token in a stream at full speed, both processes", stream_us, "us")
     show("the same generator without a host", alone_us, "us")
     sent = {"x": np.random.default_rng(1).random(1 << 20, np.float32)}
@@ -268,11 +307,13 @@ async def token_cost(graph: LoadedGraph, rounds: int) -> None:
     await thread.start()
     sampling = Sampling(max_tokens=TOKENS)
     found: dict[str, list[float]] = {"in this thread": [], "in a thread": [], "in a host": []}
+    cpu: dict[str, list[float]] = {name: [] for name in found}
     ids: dict[str, list[int]] = {}
     for number in range(rounds + 1):
         for name, values in found.items():
             stamps: list[float] = []
             ids[name] = []
+            cpu_ms = cpu_of(os.getpid(), host.pid)
             if name == "in this thread":
                 request = frames.Generate(1, PROMPT, (), sampling)
 
@@ -289,14 +330,25 @@ async def token_cost(graph: LoadedGraph, rounds: int) -> None:
                         ids[name].append(token)
             if number:
                 values.append(1e3 * (stamps[-1] - stamps[0]) / (len(stamps) - 1))
+                cpu[name].append((cpu_of(os.getpid(), host.pid) - cpu_ms) / len(stamps))
     assert len({tuple(tokens) for tokens in ids.values()}) == 1
     middles = {name: show(f"{name}, a token", values) for name, values in found.items()}
     cost_ms = middles["in a host"] - middles["in this thread"]
     print_bar("host cost per token", 1e3 * cost_ms, 500, "us")
     print_bar("host cost per token", 100 * cost_ms / middles["in this thread"], 5, "%")
+    middles = {name: show(f"{name}, CPU of both processes a token", values) for name, values in cpu.items()}
+    cost_ms = middles["in a host"] - middles["in this thread"]
+    print_bar("host cost per token, CPU", 1e3 * cost_ms, 500, "us")
+    print_bar("host cost per token, CPU", 100 * cost_ms / middles["in this thread"], 5, "%")
     session.close()
     await host.close()
     await thread.close()
+
+
+def cpu_of(*pids: int | None) -> float:
+    """CPU time of these processes together, ms, from the scheduler's nanoseconds."""
+    tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
 
 
 # --- failures ---
@@ -321,13 +373,16 @@ async def failure_figures(graph: LoadedGraph, rounds: int) -> None:
 
     mapped = engine(graph, forked, tier="mapped", inactivity_s=0.5)
     first: list[float] = []
+    spent: list[float] = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began, cpu_ms = time.perf_counter(), cpu_of(os.getpid(), forked.server.pid)
         await mapped.start()
         async with aclosing(mapped.generate(PROMPT, (), Sampling(max_tokens=1))) as stream:
             await anext(stream)
         first.append(1e3 * (time.perf_counter() - began))
+        spent.append(cpu_of(os.getpid(), forked.server.pid, mapped.pid) - cpu_ms)
         await mapped.close()
+    show("fork-server path, CPU of all processes", spent)
     print_bar("fork-server path: new host, mapped, to its first token", show("fork-server path", first), 120, "ms")
 
     for tier, bar in (("mapped", 10), ("packed", 40)):
