@@ -30,7 +30,8 @@ def main() -> None:
         print(
             f"seed {seed}: {args.hours:g} h in {time.process_time() - began_s:.0f} s of CPU; {report.asked} requests:"
             f" {outcomes}; {report.faults} faults, {report.moved} streams moved, {report.circuits} changes of circuits,"
-            f" {report.levels} of the level, at most {report.most_tasks} clients at once"
+            f" {report.levels} of the level, at most {report.most_tasks} clients at once",
+            flush=True,
         )
         for what in report.faults_found:
             print(f"  {what}")
