@@ -111,8 +111,8 @@ def part_compile(model: Path, out: Path) -> Numbers:
 
 
 def part_raw(model: Path, out: Path) -> Numbers:
+    from kensho.runtime.raw_graph import build_raw
     from kensho.runtime.session import Session
-    from kensho.runtime.stages import build_raw
 
     began_s = time.perf_counter()
     build_raw(model, out)

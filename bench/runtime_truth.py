@@ -20,8 +20,9 @@ from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
 from kensho.runtime.header import KeyFields
 from kensho.runtime.machine import read_machine
+from kensho.runtime.raw_graph import build_raw
 from kensho.runtime.session import Session, Tier
-from kensho.runtime.stages import build_raw, compile_model
+from kensho.runtime.stages import compile_model
 from kensho.testing.perplexity import Text, compare
 
 ROOT = Path(__file__).resolve().parents[1]

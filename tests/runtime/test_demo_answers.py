@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 import kensho.demo
 from kensho.base.clock import SystemClock
 from kensho.runtime.header import KeyFields
+from kensho.runtime.raw_graph import build_raw
 from kensho.runtime.session import Session, Tier
-from kensho.runtime.stages import build_raw, compile_model
+from kensho.runtime.stages import compile_model
 
 pytestmark = pytest.mark.real
 FOLDER = Path(kensho.demo.__file__).parent / "model"

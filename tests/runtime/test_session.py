@@ -19,10 +19,11 @@ from kensho.base.structs import as_dict, replace
 from kensho.runtime.form_choice import Speed
 from kensho.runtime.graph_hashing import verify_graph
 from kensho.runtime.header import GRAPH_SECTION, MIXED_SECTION, GraphHeader, KeyFields, read_header
+from kensho.runtime.raw_graph import build_raw
 from kensho.runtime.safetensors import read_tensors
 from kensho.runtime.self_test import check_session, relative_error
 from kensho.runtime.session import Session, Tier
-from kensho.runtime.stages import build_raw, compile_model
+from kensho.runtime.stages import compile_model
 
 pytestmark = pytest.mark.real
 IDS = np.random.default_rng(3).integers(0, 4096, 40).tolist()

@@ -17,9 +17,10 @@ from kensho.runtime import form_choice, self_test, stages
 from kensho.runtime.form_choice import Speed
 from kensho.runtime.graph_hashing import verify_graph
 from kensho.runtime.header import FormSpeed, GraphHeader, KeyFields, read_header
+from kensho.runtime.raw_graph import build_raw
 from kensho.runtime.safetensors import read_tensors
 from kensho.runtime.session import Session
-from kensho.runtime.stages import STAGES, build_raw, compile_model
+from kensho.runtime.stages import STAGES, compile_model
 from kensho.runtime.tensor_reader import TensorReader
 
 pytestmark = pytest.mark.real

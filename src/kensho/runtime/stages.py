@@ -9,8 +9,7 @@
 | finalizing | graphs are run, compared with the exact one and timed, every byte is hashed and fsynced | steps |
 
 Runs in a child process that may be killed at any time: it writes only into `out_folder`, a fresh folder of the
-caller's, which becomes visible by the caller's rename. `build_raw` needs none of this: it is the graph that answers
-while the compile runs.
+caller's, which becomes visible by the caller's rename. What answers while the compile runs is made by `raw_graph`.
 """
 
 from collections.abc import Callable
@@ -37,9 +36,7 @@ from kensho.runtime.decoder import AddNorm, HeadNorm, Norm, Op, fuse, link
 from kensho.runtime.form_choice import Candidate, MeasuredSpeed, Speed, find_form
 from kensho.runtime.graph_builder import build_graph, rope_constants
 from kensho.runtime.graph_int8 import FORMS, Constant, Form, Int8Lowering, make_constants
-from kensho.runtime.graph_raw import RawLowering
 from kensho.runtime.header import (
-    DEFAULT_MAX_POSITIONS,
     GRAPH_FILE,
     HEADER_FILE,
     FormSpeed,
@@ -50,6 +47,7 @@ from kensho.runtime.header import (
 )
 from kensho.runtime.hf_config import Model, read_model
 from kensho.runtime.quantize import Scales, quantize_rows
+from kensho.runtime.raw_graph import raw_graph
 from kensho.runtime.session import ENGINE_VERSION, Session
 from kensho.runtime.tensor_reader import TensorReader
 from kensho.runtime.weights_layout import Layout, plan_layout
@@ -126,19 +124,6 @@ def compile_model(
             _test_result(parsed, out_folder, header, threads)
             steps.add(1)
     return header
-
-
-def build_raw(model_folder: Path, out_folder: Path, *, max_positions: int = DEFAULT_MAX_POSITIONS) -> None:
-    """Write the exact graph as graph.onnx (8 MB for 270M, most of it rope tables) into the existing `out_folder`.
-
-    Its weights stay in the model folder's safetensors, which must be plain files there (ONNX Runtime refuses
-    symbolic links that leave the folder). About 0.1 s. Raises ModelError, StorageError.
-    """
-    model = read_model(model_folder)
-    positions = min(max_positions, model.spec.max_positions)
-    graph = _raw_graph(model, link(model.spec), rope_constants(model.spec, positions), positions)
-    with storage_errors(out_folder, len(graph)):
-        (out_folder / GRAPH_FILE).write_bytes(graph)  # it does not outlive the program: no fsync
 
 
 def _test_result(model: Model, folder: Path, header: GraphHeader, threads: int) -> None:
@@ -232,7 +217,7 @@ class _Trial:
         self._threads = threads
         self._prompt = self_test.make_prompt(model.spec.vocab_size, plan.max_positions)
         self._context = self_test.tokens_needed(self._prompt)
-        raw = _raw_graph(model, plan.linked, plan.ropes, plan.max_positions)
+        raw = raw_graph(model, plan.linked, plan.ropes, plan.max_positions)
         with closing(Session.open(raw, model.folder, tier="raw", max_context=self._context, threads=threads)) as exact:
             self._ids, self._exact = self_test.answer(exact, self._prompt)
 
@@ -263,8 +248,3 @@ class _Trial:
         constants: dict[str, Constant] = {**make_constants(self._scales, form), **self._plan.ropes}
         self._weights.write(constants)
         return Int8Lowering(self._plan.layout, constants, self._plan.gains, form)
-
-
-def _raw_graph(model: Model, linked: list[Op], ropes: dict[str, NDArray[np.float32]], max_positions: int) -> bytes:
-    with TensorReader(model.folder) as reader:
-        return build_graph(model.spec, linked, RawLowering(model, reader, ropes), max_positions)
