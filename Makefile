@@ -21,6 +21,7 @@ $(VENV)/core.stamp: requirements/core.lock requirements/build.lock pyproject.tom
 	@$(PIP) install --require-hashes -r requirements/core.lock -r requirements/build.lock
 	@echo "setup: installing Kensho itself"
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q src/kensho
 	@touch $@
 	@echo "setup: done. Try: $(BIN)/kensho demo"
 
