@@ -312,6 +312,13 @@ def test_ten_minutes_without_a_trip_begin_the_doubling_anew() -> None:
     assert waits == pytest.approx([240.0, 60.0])
 
 
+def test_a_start_that_failed_ten_minutes_ago_is_forgotten() -> None:
+    state, _ = run(breaker.closed(0.0), Failed(1, F.CRASH), now=590.0)
+    state = replace(state, failed_starts_s=(0.0, 1.0))
+    assert run(state, HostFailed(state.generation), now=599.9)[0].mode is Mode.HARD_OPEN
+    assert run(state, HostFailed(state.generation), now=600.0)[0].mode is Mode.OPEN
+
+
 def test_half_of_ten_calls_that_fail_open_although_never_three_in_a_row() -> None:
     pairs = [Succeeded(1), Failed(1, F.UNKNOWN)]
     state, _ = run(breaker.closed(1000.0), *pairs * 4, Succeeded(1))
@@ -415,6 +422,8 @@ def test_metrics_only_says_what_it_would_have_done_and_goes_on() -> None:
     state, effects = run(state, failed)
     assert effects == [WouldOpen("too many failures in a row, the last: timeout")]
     assert run(state, Failed(state.generation, F.CRASH))[1] == [WouldOpen("a request failed: crash")]
+    hungry = Failed(state.generation, F.OUT_OF_MEMORY)
+    assert run(state, hungry, hungry)[1] == [WouldOpen("no memory, twice within 60 s")]
     assert run(state, Admit())[0].mode is Mode.METRICS_ONLY
 
 
@@ -495,6 +504,13 @@ SAID = {
         (*CRASHED, lambda state: HostFailed(state.generation, F.DEVICE_LOST)),
         (
             "device_lost: the start failed: device_lost",
+            "a look at the machine in 60 s; reset or reseat the device, or reboot",
+        ),
+    ),
+    "lost": (
+        (failed(F.DEVICE_LOST),),
+        (
+            "device_lost: a request failed: device_lost",
             "a look at the machine in 60 s; reset or reseat the device, or reboot",
         ),
     ),
