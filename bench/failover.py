@@ -19,7 +19,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import print_bar, print_machine
-from kensho.base.events import Event, StreamMoved
+from kensho.base.events import EngineLost, Event, StreamMoved
 from kensho.testing.kills import KillReport, kill_rounds
 from kensho.testing.real_engines import compile_demo, two_engines
 
@@ -29,11 +29,24 @@ def at(share: float, values: list[float]) -> float:
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
 
-async def rehearse(folder: Path, kills: int, seed: int) -> tuple[KillReport, list[Event]]:
-    events: list[Event] = []
+async def rehearse(folder: Path, kills: int, seed: int) -> tuple[KillReport, list[tuple[float, Event]]]:
+    events: list[tuple[float, Event]] = []
     graph = await asyncio.to_thread(compile_demo, folder)
-    async with two_engines(graph, emit=events.append) as stage:
+    async with two_engines(graph, emit=lambda event: events.append((time.monotonic(), event))) as stage:
         return await kill_rounds(stage, kills=kills, rng=random.Random(seed).random), events
+
+
+def since_lost_ms(events: list[tuple[float, Event]]) -> list[float]:
+    """From "the engine is gone, and reaped" to the next token of its stream; 0 where the token was there before."""
+    found: list[float] = []
+    lost_s = 0.0
+    for at_s, event in events:
+        if isinstance(event, EngineLost):
+            lost_s = at_s
+        elif isinstance(event, StreamMoved):
+            after_ms = (at_s - lost_s) * 1e3
+            found.append(after_ms if after_ms < event.gap_ms else 0.0)
+    return found
 
 
 def main() -> None:
@@ -48,15 +61,16 @@ def main() -> None:
     seconds = time.perf_counter() - began_s
     over = [gap - prefill for gap, prefill in zip(report.gaps_ms, report.prefills_ms, strict=True)]
     print(f"{report.rounds} kills in {seconds:.0f} s, {report.moved} of them in mid-stream; seed {args.seed}")
-    print(f"{'ms':<40}  median     p90     p99     max")
+    print(f"{'ms':<46}  median     p90     p99     max")
     for name, values in {
         "gap (from the record of the answer)": report.gaps_ms,
         "prefill of prompt and prefix": report.prefills_ms,
         "gap less prefill": over,
+        "of the gap: from its reaping to the next token": since_lost_ms(events),
         "killed until proven and in use again": report.back_ms,
     }.items():
-        print(f"{name:<40} {median(values):7.1f} {at(0.9, values):7.1f} {at(0.99, values):7.1f} {max(values):7.1f}")
-    moved = [event for event in events if isinstance(event, StreamMoved)]
+        print(f"{name:<46} {median(values):7.1f} {at(0.9, values):7.1f} {at(0.99, values):7.1f} {max(values):7.1f}")
+    moved = [event for _, event in events if isinstance(event, StreamMoved)]
     print_bar("answers with a token lost, repeated or changed", report.wrong, 0, "")
     print_bar("streams that moved and said so by an event", len(moved), report.moved, "", at_least=True)
     print_bar("gap less prefill, p99", at(0.99, over), 50, "ms")

@@ -48,7 +48,7 @@ async def kill_rounds(stage: Stage, *, kills: int, rng: Rng) -> KillReport:
         kill_at = 1 + int(rng() * len(whole) * 0.9)
         got: list[int] = []
         answer = stage.scheduler.submit(PROMPT_IDS, sampling)
-        killed_s = 0.0
+        killed_s: float | None = None
         async with aclosing(answer):
             async for token in answer:
                 got.append(token)
@@ -63,7 +63,8 @@ async def kill_rounds(stage: Stage, *, kills: int, rng: Rng) -> KillReport:
         async with asyncio.timeout(BACK_S):
             while not _is_back(stage):  # noqa: ASYNC110  # seen from outside, as a user would
                 await asyncio.sleep(0.002)
-        report.back_ms.append((clock.monotonic_s() - killed_s) * 1e3)
+        if killed_s is not None:
+            report.back_ms.append((clock.monotonic_s() - killed_s) * 1e3)
     return report
 
 
