@@ -291,6 +291,15 @@ def test_one_engine_alone_goes_on_with_its_stream_when_it_is_back_within_seconds
     assert 100.0 < finished.gap_ms < 500.0  # a start and two canaries
 
 
+def test_a_named_engine_that_is_loaded_on_demand_is_loaded() -> None:
+    async def use(world: World) -> None:
+        assert not world.standby.is_alive
+        assert await world.ask(engine="standby") == WHOLE
+        assert (world.standby.starts, world.primary.starts) == (1, 1)
+
+    in_world(use, standby="on_demand")
+
+
 def test_a_named_engine_answers_alone_and_an_unknown_one_is_refused() -> None:
     async def use(world: World) -> None:
         assert await world.ask(engine="standby") == WHOLE

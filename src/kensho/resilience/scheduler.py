@@ -201,6 +201,8 @@ class Scheduler:
                 raise ConfigError(f"engine {asked.name!r} cannot give logits", advice="ask it for tokens")
             return await asked.logits(prompt_ids)
 
+        if engine is not None:
+            await self._bring_up(self._guards[engine])
         self._pump()
         request = Request(tuple(prompt_ids), Sampling(max_tokens=1), priority, deadline_s, engine=engine)
         return await call_whole(request, self._floor, ask)
@@ -273,20 +275,24 @@ class Scheduler:
     async def _prepare(self) -> None:
         """Bring up the hot standby. A failure is its circuit's to mend."""
         for guard in self._guards.values():
-            permit = None if guard.was_started else guard.admit()
-            if permit is None:
-                continue
-            async with guard.lane:
-                try:
-                    await guard.start()
-                except EngineError:
-                    guard.failed(permit, FailureClass.CRASH)
-                except BaseException:
-                    guard.cancelled(permit)
-                    raise
-                else:
-                    guard.cancelled(permit)  # a load is no verdict
+            await self._bring_up(guard)
         self._pump()
+
+    async def _bring_up(self, guard: Guard) -> None:
+        """Start an engine that was never started."""
+        permit = None if guard.was_started else guard.admit()
+        if permit is None:
+            return
+        async with guard.lane:
+            try:
+                await guard.start()
+            except EngineError:
+                guard.failed(permit, FailureClass.CRASH)
+            except BaseException:
+                guard.cancelled(permit)
+                raise
+            else:
+                guard.cancelled(permit)  # a load is no verdict
 
     async def _learn_canary(self, guard: Guard, permit: int) -> None:
         try:
@@ -322,6 +328,8 @@ class Scheduler:
             raise ConfigError(f"there is no engine {engine!r}", advice=f"the engines are: {', '.join(self._guards)}")
 
     async def _serve(self, request: Request, progress: StreamProgress) -> AsyncGenerator[int, None]:
+        if request.engine is not None:
+            await self._bring_up(self._guards[request.engine])
         self._pump()
         life = Life(request, progress, Outlet(self._settings.unread_tokens), self._floor)
         task = asyncio.create_task(life.run())
