@@ -1,7 +1,7 @@
 """Hash the files of a compiled graph: what its header's sections are made of, and what they are held against.
 
-SHA-256 in blocks of 4 MiB, 0.5 ms per MiB and thread; the GIL is released while hashing. Several threads where there
-are processors: a graph of 280 MB is 150 ms on one and 80 ms on two.
+SHA-256 in blocks of 4 MiB, 0.7 ms per MiB; the GIL is released while hashing. Several threads where there
+are processors: a graph of 280 MB takes 190 ms of CPU.
 """
 
 import os
@@ -122,13 +122,12 @@ def _verify_blocks(descriptor: int, blocks: list[_Block], progress: Callable[[in
 
 
 def _verify_block(descriptor: int, block: _Block) -> None:
-    data = bytearray()
-    while len(data) < block.size_bytes:
-        piece = os.pread(descriptor, block.size_bytes - len(data), block.offset + len(data))
-        if not piece:
-            break
-        data += piece
-    if digest_of(memoryview(data)) != block.expected:
+    with memoryview(bytearray(block.size_bytes)) as data:
+        at = 0
+        while at < block.size_bytes and (count := os.preadv(descriptor, [data[at:]], block.offset + at)):
+            at += count
+        is_right = at == block.size_bytes and digest_of(data) == block.expected
+    if not is_right:
         section = block.section
         raise _refuse(
             f"{section.file} of the compiled graph is damaged (section {section.name}, block {block.index})",
