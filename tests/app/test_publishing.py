@@ -43,6 +43,25 @@ def test_a_release_without_tables_says_why(change: dict[str, object], reason: st
         assert reason in made.reason
 
 
+@pytest.mark.real
+def test_tables_of_the_release_before_are_shipped_again_only_if_they_fit(model: Path) -> None:
+    with made_files(model) as made:
+        path = made.files[FILE_NAME]
+        assert path is not None
+        data = path.read_bytes()
+    with made_files(model, lambda: data) as again:
+        path = again.files[FILE_NAME]
+        assert path is not None
+        assert (path.read_bytes(), again.seconds) == (data, 0.0)
+    with made_files(model, lambda: data[:-1]) as anew:
+        assert anew.seconds > 0
+    (model / "tokenizer_config.json").write_text("{}")
+    with made_files(model, lambda: data) as other:
+        path = other.files[FILE_NAME]
+        assert path is not None
+        assert path.read_bytes() != data
+
+
 def test_a_model_without_tokenizer_needs_none(tmp_path: Path) -> None:
     with made_files(tmp_path) as made:
         assert (made.files, made.reason) == ({FILE_NAME: None}, "")

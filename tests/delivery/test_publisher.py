@@ -20,6 +20,7 @@ from kensho.delivery.keys import keygen
 from kensho.delivery.layout import chunk_list_target, pack_path
 from kensho.delivery.manifest import Manifest, parse_chunk_list, parse_manifest
 from kensho.delivery.packs import decode_chunk
+from kensho.delivery.published_file import read_published
 from kensho.delivery.publisher import PublishReport, publish
 from kensho.delivery.repository import Repository
 from kensho.testing.disk import FaultyDisk, Stopped
@@ -359,3 +360,17 @@ def test_a_wider_roll_out_keeps_the_made_files_that_the_release_has(keys: Path, 
     put(source, repo, keys, rollout_percent=50, made={"tokenizer.tables": None})
     assert content_of(repo, keys, "1.0")["tokenizer.tables"] == b"tables of an older program"
     assert manifest_of(repo, keys, "1.0").rollout_percent == 50
+
+
+def test_a_file_of_the_newest_release_is_read_back_whole_or_not_at_all(keys: Path, ram: Path) -> None:
+    source, repo = write_model(ram / "m"), ram / "repo"
+    put(source, repo, keys, "1.0")
+    put(write_model(ram / "m", changed=1), repo, keys, "1.1")
+    expected = (source / "model.safetensors").read_bytes()
+    assert read_published(repo, "voice", "model.safetensors", max_bytes=1 << 20) == expected
+    for model, path, limit in (("other", "config.json", 99), ("voice", "none", 99), ("voice", "config.json", 2)):
+        assert read_published(repo, model, path, max_bytes=limit) is None
+    assert read_published(ram / "nowhere", "voice", "config.json", max_bytes=99) is None
+    for pack in (repo / "packs").rglob("*.pack"):
+        pack.write_bytes(bytes(pack.stat().st_size))
+    assert read_published(repo, "voice", "model.safetensors", max_bytes=1 << 20) is None

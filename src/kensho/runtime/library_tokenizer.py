@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 from kensho.base.errors import ModelError
 from kensho.runtime.detokenizer import Kept, Style, style_of
 from kensho.runtime.text_facts import read_bounded, stated_vocabulary
+from kensho.runtime.tokenizer.files import MAX_SOURCE_BYTES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-MAX_TOKENIZER_BYTES = 256 << 20
-"""Gemma 3's has 33 MB."""
 
 
 class LibraryTokenizer:
@@ -35,7 +33,7 @@ class LibraryTokenizer:
         """Raises ModelError: there is none, it is broken, or it does not fit the model."""
         from tokenizers import Tokenizer
 
-        data = read_bounded(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)
+        data = read_bounded(folder / "tokenizer.json", MAX_SOURCE_BYTES)
         if data is None:
             raise ModelError(f"{folder.name} has no tokenizer.json", advice="export the model with its fast tokenizer")
         try:

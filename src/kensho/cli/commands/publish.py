@@ -27,11 +27,16 @@ def add_arguments(arguments: Arguments) -> None:
 
 
 def run(context: Context) -> Result:
-    from kensho.app.publishing import made_files
+    from kensho.app.publishing import FILE_NAME, MAX_FILE_BYTES, made_files
+    from kensho.delivery.published_file import read_published
     from kensho.delivery.publisher import publish
 
     args, output = context.args, context.output
-    with context.open_app(has_log=False) as app, made_files(args.source) as made:
+
+    def earlier() -> bytes | None:
+        return read_published(args.to, args.model, FILE_NAME, max_bytes=MAX_FILE_BYTES)
+
+    with context.open_app(has_log=False) as app, made_files(args.source, earlier) as made:
         report = publish(
             args.source,
             args.to,
@@ -53,8 +58,10 @@ def run(context: Context) -> Result:
         f"published {args.model} {args.release_version}: {report.files} files, {report.chunks} chunks, "
         f"{size_text(report.bytes_source)}, of which {size_text(report.bytes_packed)} are new in the repository"
     )
-    if made.size_bytes:
+    if made.seconds:
         output.note(f"tokenizer tables built in {made.seconds:.1f} s: {size_text(made.size_bytes)}")
+    elif made.size_bytes:
+        output.note("the tokenizer tables of the release before still fit")
     elif made.reason:
         output.note(f"no tokenizer tables, machines load the tokenizer itself: {made.reason}")
     output.note(f"hand this root file to your machines, by a way you trust: {report.root}")

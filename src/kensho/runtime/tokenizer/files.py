@@ -13,11 +13,14 @@ from pathlib import Path
 
 from kensho.base.ids import Digest, digest_of
 from kensho.base.structs import Struct
+from kensho.runtime.text_facts import read_bounded
 from kensho.runtime.tokenizer.refuse import TablesRefused
 from kensho.runtime.tokenizer.tables import FILE_NAME, FORMAT, Tables
 
 SOURCES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "config.json")
 """All that a codec depends on."""
+MAX_SOURCE_BYTES = 256 << 20
+"""Gemma 3's tokenizer.json has 33 MB."""
 MAX_MADE_HERE = 16
 """Files of tables kept in the folder of this machine (guess): more models than run on one."""
 _MAX_REASON_BYTES = 1000
@@ -26,6 +29,12 @@ _MAX_REASON_BYTES = 1000
 def sources_of(digests: Mapping[str, Digest]) -> dict[str, Digest]:
     """The digests of the files that tables are made from; those that there are."""
     return {name: digests[name] for name in SOURCES if name in digests}
+
+
+def source_digests(folder: Path) -> dict[str, Digest]:
+    """The same of a folder whose files nobody has verified: hashes them. Raises ModelError."""
+    read = {name: read_bounded(folder / name, MAX_SOURCE_BYTES) for name in SOURCES}
+    return {name: digest_of(data) for name, data in read.items() if data is not None}
 
 
 def made_name(digests: Mapping[str, Digest]) -> str:
