@@ -21,6 +21,7 @@ from kensho.base.events import EngineLost, EngineStarted, Event, GraphLoaded
 from kensho.base.inference import Sampling
 from kensho.base.structs import replace
 from kensho.runtime.faults import SLOW_START_S
+from kensho.runtime.frames import TensorHeader
 from kensho.runtime.host import EngineHost
 from kensho.runtime.loaded_graph import LoadedGraph
 from kensho.runtime.session import Session
@@ -362,6 +363,25 @@ def test_arrays_cross_both_ways_and_the_engine_waits_while_they_are_read(
                     async with host.exchange("echo", {"a": np.zeros(size)}, 20):
                         pass
             assert await answer(host) == undisturbed
+
+    asyncio.run(run())
+
+
+def test_a_segment_smaller_than_claimed_is_an_error_in_the_host_which_lives(
+    graph: LoadedGraph, undisturbed: list[int]
+) -> None:
+    async def run() -> None:
+        async with engine(graph) as host:
+            await host.start()
+            assert host._host
+            segment = host._host.tensors
+            for header in (TensorHeader("ids", "int64", (1 << 20,), 0), TensorHeader("ids", "int64", (1,), 8)):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(segment, "put", lambda arrays, header=header: (header,))
+                    with pytest.raises(EngineError, match=r"are claimed|out of bounds"):
+                        await host.logits(PROMPT)
+            assert await answer(host) == undisturbed
+            await host.logits(PROMPT)
 
     asyncio.run(run())
 
