@@ -153,10 +153,12 @@ class ReferenceQueue:
             return None
         return self.rejection(found[0], "deadline", now_s, estimate)
 
-    def urgent(self) -> int:
-        return sum(
-            w.priority is Priority.CRITICAL or (w.is_resumed and w.priority is not Priority.LOW) for w in self.waiting
-        )
+    def urgent(self) -> list[int]:
+        critical = [w for w in self.waiting if w.priority is Priority.CRITICAL]
+        begun = [w for w in self.waiting if w.is_resumed and w.priority in {Priority.HIGH, Priority.NORMAL}]
+        critical.sort(key=lambda w: (not w.is_resumed, w.number))
+        begun.sort(key=lambda w: (w.priority, w.number))
+        return [w.number for w in critical + begun]
 
     # --- how ---
 

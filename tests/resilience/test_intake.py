@@ -196,3 +196,25 @@ def test_a_second_engine_is_claimed_only_while_nobody_waits() -> None:
         assert desk.intake.running == 1
 
     at_desk(use)
+
+
+def test_a_low_turn_is_not_cut_for_one_who_cannot_use_its_engine() -> None:
+    async def use(desk: Desk) -> None:
+        desk.slots = 2
+        cuts: list[str] = []
+        low = await desk.intake.wait_for_turn(Priority.LOW, 1000.0)
+        high = await desk.intake.wait_for_turn(Priority.HIGH, 1000.0)
+        low.cut = lambda: cuts.append("low")
+        assert (low.engine, high.engine) == ("engine-0", "engine-1")
+        named = asyncio.create_task(desk.intake.wait_for_turn(Priority.CRITICAL, 1000.0, engine="engine-1"))
+        await asyncio.sleep(1.0)
+        assert cuts == []
+        anyone = asyncio.create_task(desk.work(1.0, Priority.CRITICAL))
+        await asyncio.sleep(1.0)
+        assert cuts == ["low"]
+        desk.intake.give_back(low)
+        desk.intake.give_back(high)
+        assert (await named).engine == "engine-1"
+        await anyone
+
+    at_desk(use)

@@ -266,10 +266,11 @@ class AdmissionQueue:
             self._remove(ticket)
         return ticket
 
-    def urgent_count(self) -> int:
-        """How many wait for whom LOW work is interrupted: CRITICAL ones, and all but LOW that were begun."""
-        begun = sum(len(self._resumed[p]) for p in (Priority.HIGH, Priority.NORMAL))
-        return begun + len(self._fresh[Priority.CRITICAL]) + len(self._resumed[Priority.CRITICAL])
+    def urgent(self) -> list[Ticket]:
+        """Those who wait for whom LOW work is interrupted: CRITICAL ones, and all but LOW that were begun."""
+        begun = [ticket for p in (Priority.HIGH, Priority.NORMAL) for ticket in self._resumed[p].values()]
+        critical = (self._resumed[Priority.CRITICAL], self._fresh[Priority.CRITICAL])
+        return [ticket for line in critical for ticket in line.values()] + begun
 
     def cancel(self, ticket: Ticket) -> bool:
         """Forget a waiting request in O(1). False if it does not wait (any more)."""

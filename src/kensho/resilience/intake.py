@@ -146,7 +146,7 @@ class Intake:
             self._start_one(estimate, one.engine)
         while (stranded := self._queue.take_stranded(estimate)) is not None:
             self._start(stranded, None)
-        self._cut_low()
+        self._cut_low(estimate)
         self._note_level()
 
     def close(self, error: KenshoError) -> None:
@@ -203,14 +203,24 @@ class Intake:
         self._turns.add(turn)
         return turn
 
-    def _cut_low(self) -> None:
-        """The youngest LOW turns make room for the urgent who wait, one each."""
-        urgent = self._queue.urgent_count() - sum(turn.is_cut for turn in self._turns)
-        low = [turn for turn in self._turns if turn.ticket.priority is Priority.LOW and turn.cut and not turn.is_cut]
-        for turn in sorted(low, key=lambda turn: -turn.began_s)[: max(0, urgent)]:
-            turn.is_cut = True
-            if turn.cut:
-                turn.cut()
+    def _cut_low(self, estimate: Estimate) -> None:
+        """The youngest LOW turns make room for the urgent who wait, one each: for one who can use its engine, and in
+        time, or the LOW one would have it back at once."""
+        low = [turn for turn in self._turns if turn.ticket.priority is Priority.LOW and turn.cut]
+        if not low:
+            return
+        now_s, has_others = self._clock.monotonic_s(), len(estimate.candidates) > 1
+        low.sort(key=lambda turn: (not turn.is_cut, -turn.began_s))  # room that is being made counts first
+        for ticket in self._queue.urgent():
+            for turn in low:
+                engine = turn.engine or ""
+                is_of_use = now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s
+                if is_of_use and ticket.may_use(engine, has_others=has_others):
+                    low.remove(turn)
+                    if turn.cut and not turn.is_cut:
+                        turn.is_cut = True
+                        turn.cut()
+                    break
 
     def _refuse(self, refused: Sequence[Refused]) -> None:
         for one in refused:

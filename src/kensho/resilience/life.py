@@ -162,7 +162,7 @@ class Life:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(self._request.deadline_s if has_deadline else None) as limit:
-                turn.cut = lambda: limit.reschedule(loop.time())
+                turn.cut = lambda: None if limit.expired() else limit.reschedule(loop.time())
                 async with aclosing(self._parts(turn)) as parts:
                     async for engine, token in parts:
                         if has_deadline and not self._request.is_whole and not turn.is_cut:
