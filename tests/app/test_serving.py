@@ -57,12 +57,18 @@ class World:
         return "".join([token.text async for token in answer])
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    keygen(tmp_path / "keys")
-    repository = tmp_path / "repository"
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration model, published once: only read."""
+    folder = tmp_path_factory.mktemp("published")
+    keygen(folder / "keys")
     argv = ["publish", str(embedded_model() / "v1"), "--model", "demo", "--version", "1.0.0", "--quiet"]
-    assert main([*argv, "--to", str(repository), "--keys", str(tmp_path / "keys")]) == 0
+    assert main([*argv, "--to", str(folder / "repository"), "--keys", str(folder / "keys")]) == 0
+    return folder / "repository"
+
+
+@pytest.fixture
+def world(repository: Path, tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path / "store", [])
     with world.open() as app:
         app.init(f"file://{repository}", (repository / "metadata" / "1.root.json").read_bytes())
