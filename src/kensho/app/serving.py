@@ -94,14 +94,14 @@ class Serving:
         return place.loaded.served
 
     async def warm(self, installed: InstalledModel, *, is_kept: bool) -> LoadedGraph:
-        """Load the model on a guess (row R6): while nobody else is served, at idle priority, closing nothing. One at a
-        time. `is_kept`: until `close`. Raises NotEnoughMemory too when there is no place left."""
-        key = _key(installed)
-        was_loaded = key in self._places
+        """Load the model on a guess (row R6): one at a time, while nobody else is served, closing nothing. `is_kept`:
+        until `close`. Raises NotEnoughMemory too when there is no place left."""
+        was_loaded = (key := _key(installed)) in self._places
         with self._traffic.guess(key):
-            if not was_loaded and self._settings.tier in ("auto", "mapped"):
+            if not was_loaded and self._settings.tier != "raw":
                 # Made first: the model is not loaded before its graph is there, as it is for somebody who waits.
-                graph = await self._opener.make(installed, "mapped", is_idle=True)
+                tier = self._settings.tier
+                graph = await self._opener.make(installed, "mapped" if tier == "auto" else tier, is_idle=True)
                 await self._opener.release(graph)
             place = await self._traffic.run_when_quiet(lambda: self._place(installed, may_close=False))
         place.is_pinned |= is_kept

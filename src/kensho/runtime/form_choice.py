@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kensho.base.clock import Clock, Seconds
+from kensho.base.clock import Seconds
 from kensho.base.errors import CompileFailed
 from kensho.base.structs import Struct
 from kensho.runtime.graph_int8 import Form
@@ -104,10 +104,16 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     return best
 
 
+class Stopwatch(Protocol):
+    """What is needed of a clock, which may be one of processor time."""
+
+    def monotonic_s(self) -> Seconds: ...
+
+
 class MeasuredSpeed:
     """The real one: the fastest of the steps that fit into 20 ms, at least three. What disturbs only makes slower."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Stopwatch) -> None:
         self._clock = clock
 
     def product_us(self, form: Form) -> int:

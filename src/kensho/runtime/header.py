@@ -98,7 +98,7 @@ class SelfTestVector(Struct):
 
 
 class FormSpeed(Struct):
-    """What one token took when the form was chosen, on the mapped tier of the machine that compiled."""
+    """The processor time of one token when the form was chosen, on the mapped tier of the machine that compiled."""
 
     form: str
     decode_us: int
