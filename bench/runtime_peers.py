@@ -253,19 +253,29 @@ def print_bars(found: Runs, own: Runs) -> None:
     def value(name: str, column: str) -> float:
         return middle(found[name], COLUMNS[column])
 
-    print("\nbars (PASS or MISS; ratios are of medians of this run)")
-    at_most("raw: folder complete to first answer, s", median(run["wall_s"] for run in own["raw"]), 0.5)
-    at_most("raw: the same with a new process, s", median(run["process_s"] for run in own["raw"]))
-    at_most("first compile with its process, s", median(run["process_s"] for run in own["compile"]), 5)
-    at_most("first compile, own memory, MB", median(run["peak_mb"] for run in own["compile"]), 200)
-    at_most("artefact, MB", median(run["artefact_mb"] for run in own["compile"]), 290)
-    at_most("mapped: load, resident, CPU ms", value(MAPPED, "load"), 40)
-    at_most("mapped: load, resident, wall ms", value(MAPPED, "load ms"))
-    at_most("mapped: own memory of a load, MB", value(MAPPED, "load MB"), 40)
-    at_most("mapped: load + first token, prompt of 16, wall ms, 2 threads", value(MAPPED, "+p16 ms"), 100)
-    at_most("mapped: load + first token, prompt of 128, wall ms, 2 threads", value(MAPPED, "+p128 ms"), 150)
-    at_most("mapped: the same, CPU ms, 1 thread", value(MAPPED, "+p128"))
-    at_most("mapped: a second process, MB more", value(MAPPED, "2nd MB"), 60)
+    def all_of(name: str, column: str) -> list[float]:
+        return [COLUMNS[column](run) for run in found[name]]
+
+    def of_own(part: str, key: str) -> list[float]:
+        return [run[key] for run in own[part]]
+
+    print(
+        "\nbars (PASS or MISS of the median; wall time is the machine's load as well, hence the best round beside it)"
+    )
+    at_most("raw: folder complete to first answer, s", of_own("raw", "wall_s"), 0.5)
+    at_most("raw: the same with a new process, s", of_own("raw", "process_s"))
+    at_most("first compile with its process, s", of_own("compile", "process_s"), 5)
+    at_most("first compile with its process, CPU s", of_own("compile", "process_cpu_s"))
+    at_most("first compile, own memory, MB", of_own("compile", "peak_mb"), 200)
+    at_most("artefact, MB", of_own("compile", "artefact_mb"), 290)
+    at_most("mapped: load, resident, CPU ms", all_of(MAPPED, "load"), 40)
+    at_most("mapped: load, resident, wall ms", all_of(MAPPED, "load ms"))
+    at_most("mapped: own memory of a load, MB", all_of(MAPPED, "load MB"), 40)
+    at_most("mapped: load + first token, prompt of 16, wall ms, 2 threads", all_of(MAPPED, "+p16 ms"), 100)
+    at_most("mapped: the same, CPU ms, 1 thread", all_of(MAPPED, "+p16"))
+    at_most("mapped: load + first token, prompt of 128, wall ms, 2 threads", all_of(MAPPED, "+p128 ms"), 150)
+    at_most("mapped: the same, CPU ms, 1 thread", all_of(MAPPED, "+p128"))
+    at_most("mapped: a second process, MB more", all_of(MAPPED, "2nd MB"), 60)
     for peer in (LLAMA, BARE_LLAMA, OPENVINO, ORT):
         if peer not in found:
             print(f"      not compared with {peer}: it is absent")
@@ -284,14 +294,17 @@ def print_bars(found: Runs, own: Runs) -> None:
         ):
             if has(found[peer], COLUMNS[column]):
                 ratio = value(peer, column) / value(ours, column)
+                best = min(all_of(peer, column)) / min(all_of(ours, column))
                 verdict = "    " if not is_judge or bar is None else "PASS" if ratio >= bar else "MISS"
                 limit = f" (bar: >= {bar:g} x)" if is_judge and bar is not None else ""
-                print(f"{verdict}  {what}: {ratio:.2f} x {peer}{limit}")
+                print(f"{verdict}  {what}: {ratio:.2f} x {peer}, best rounds {best:.2f} x{limit}")
 
 
-def at_most(what: str, measured: float, bar: float | None = None) -> None:
-    verdict = "    " if bar is None else "PASS" if measured <= bar else "MISS"
-    print(f"{verdict}  {what}: {measured:.4g}" + (f" (bar: <= {bar:g})" if bar is not None else ""))
+def at_most(what: str, measured: Sequence[float], bar: float | None = None) -> None:
+    middle = median(measured)
+    verdict = "    " if bar is None else "PASS" if middle <= bar else "MISS"
+    limit = f" (bar: <= {bar:g})" if bar is not None else ""
+    print(f"{verdict}  {what}: {middle:.4g}, best {min(measured):.4g}{limit}")
 
 
 if __name__ == "__main__":
