@@ -4,25 +4,30 @@ files without a folder lie beside this one, the others below tests/.
 | # | failure | test |
 |---|---|---|
 | 1 | torn write, power cut | test_01..., test_graph_cache `what_killed_compilers_left_is_swept` |
-| 2 | flipped bit in the weights | test_02... (a compiled entry), test_graph_cache `a_flipped_byte` |
+| 2 | flipped bit in the weights | test_02... (a compiled entry), test_graph_cache `a_flipped_byte`, `bits_that_rot`; |
+|   | | before hashing: runtime/test_artefact `wrong_before_it_is_hashed`, runtime/test_stages `a_writer_that_spoils`; |
+|   | | while loaded: app/test_serving `damaged_under_its_engines`, app/test_serving_time `rots_while_it_is_loaded` |
 | 3 | flipped bit in header or graph | test_03... (every byte of a real header), runtime/test_header |
 | 4 | weights replaced, same size and time | test_04... |
 | 5 | another CPU | test_05... |
 | 6 | another engine or device | test_06... |
 | 7 | another engine version | test_07... |
-| 8 | older or newer format | test_08..., test_loader `an_entry_of_a_later_format` |
+| 8 | older or newer format | test_08..., runtime/test_header_migrations, test_graph_cache `an_older_format_serves`, |
+|   | | `of_a_later_kensho`, test_loader `an_entry_of_a_later_format` |
 | 9 | two processes, one key | test_loader `two_processes_compile_a_key_once` |
 | 10 | compiler killed | test_10..., test_compiler `a_compiler_that_dies`, test_loader `killed_while_compiling` |
 | 11 | compile hangs | test_compiler `a_compiler_that_hangs_is_killed` |
 | 12 | disk full while saving | test_12... (a real full disk), test_loader `no_space` |
 | 13 | read-only, no permission, missing | test_13... (a real read-only disk), test_loader `cannot_be_written` |
 | 14 | over its limit | test_graph_record (property), test_graph_cache, test_loader `larger_than_the_cache` |
-| 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, test_memory (cgroups) |
+| 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, test_memory (cgroups), |
+|   | | app/test_memory_pressure (a real cgroup) |
 | 16 | file cut short under a live mapping | test_16..., test_host `cut_short_under_a_running_host` |
 | 17 | deleted while mapped | test_17... |
 | 18 | clock jumps | test_18... |
 | 19 | hostile file | test_19..., runtime/test_header `hostile_json`, test_graph_cache `a_link` |
-| 20 | loads, then fails | test_loader `proves_bad_in_use`, app/test_serving `no_engine_can_start_with` |
+| 20 | loads, then fails | test_loader `proves_bad_in_use`, app/test_serving `no_engine_can_start_with`, |
+|   | | `answers_otherwise_than_when_it_was_made`, runtime/test_stages `answers_otherwise_than_its_trial` |
 | 21 | storm of recompiles | test_21... |
 | 22 | eviction and a request at once | test_22..., test_graph_cache `pinned_at_the_last_moment` |
 """
