@@ -21,7 +21,7 @@ from kensho.base.structs import Struct
 WINDOW_S: Seconds = 60.0
 SAMPLES = 64
 """Enough for a 95th percentile that three outliers do not move."""
-STEPS_TOGETHER = 8
+STEPS_TOGETHER = 32
 """A time of a step is the mean of so many: one alone jitters with the machine, and what is asked about is their sum."""
 REMAKE_S: Seconds = 0.01
 FEW = 20
