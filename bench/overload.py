@@ -8,7 +8,8 @@ a FIFO of 100, a PriorityQueue of 100 that refuses when it is full, and Netflix'
 process of its own. Its capacity is measured just before and after each round, closed loop, since the machine is shared.
 
 Goodput: work that was in time, as a share of the capacity. Late: work that was done and was not in time. Deadlines are
-1, 1, 2 and 5 s for CRITICAL, HIGH, NORMAL and LOW, at a mean service of 100 ms; the mix is 5, 15, 50 and 30 %.
+1, 1, 2 and 5 s for CRITICAL, HIGH, NORMAL and LOW, at a mean service of 100 ms; the mix is 5, 15, 50 and 30 %. Busy:
+the share of the time in which the engine had a request, whatever else the machine did meanwhile.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def simulation(seeds: int) -> None:
     for trace in traces:
         tail = ", heavy tail (sigma 1.0)" if trace.sigma > 0.5 else ""
         print(f"\nsimulated: {trace.name}{tail}; medians of {seeds} seeds")
-        print(f"{'':<20} goodput    late   served: CRITICAL   HIGH  NORMAL    LOW   CRITICAL p99")
+        print(f"{'':<20} goodput   busy    late   served: CRITICAL   HIGH  NORMAL    LOW   CRITICAL p99")
         found = {
             name: [simulate(arrivals(trace, seed=seed), trace, make()) for seed in range(1, seeds + 1)]
             for name, make in CONTESTANTS.items()
@@ -144,6 +145,16 @@ async def served(stage: Stage, path: Path) -> AsyncIterator[None]:
         await asyncio.gather(*tasks)
 
 
+async def busy_share(stage: Stage, until: asyncio.Event) -> float:
+    """Share of the time in which the engine had a request, looked at a hundred times a second."""
+    looks = busy = 0
+    while not until.is_set():
+        looks += 1
+        busy += stage.scheduler.snapshot().running > 0
+        await asyncio.sleep(0.01)
+    return busy / max(1, looks)
+
+
 async def generate(path: Path, kind: str, **how: Any) -> dict[str, Any]:
     child = await asyncio.create_subprocess_exec(
         sys.executable, GENERATOR, str(path), kind, json.dumps(how), stdout=asyncio.subprocess.PIPE
@@ -167,19 +178,19 @@ async def real(rounds: int, seconds: float) -> None:
         graph = await asyncio.to_thread(compile_demo, folder / "graph")
         settings = SchedulerSettings(breaker=REHEARSAL, standby="on_demand")
         async with two_engines(graph, emit=events.append, settings=settings) as stage, served(stage, folder / "socket"):
-            await _real_rounds(folder / "socket", rounds, seconds)
+            await _real_rounds(stage, folder / "socket", rounds, seconds)
     opened = [event for event in events if "Open" in type(event).__name__]
     print_bar("circuits opened by overload", len(opened), 0, "")
 
 
-async def _real_rounds(path: Path, rounds: int, seconds: float) -> None:
+async def _real_rounds(stage: Stage, path: Path, rounds: int, seconds: float) -> None:
     first = await generate(path, "closed", at_once=3, tokens=150, for_s=4, seed=0)
     tokens = max(20, min(220, int(first["good_tokens_per_s"] * 0.1)))
     print(
         f"\nreal: one engine host, {first['good_tokens_per_s']:.0f} tokens/s; requests of {tokens} tokens in the mean"
     )
     print(
-        "        capacity before/after   goodput    late   served: CRIT.    HIGH  NORMAL     LOW   CRITICAL p99 (alone)"
+        "       capacity before/after   goodput   busy   late     served: CRIT.   HIGH  NORMAL     LOW   CRITICAL p99 (alone)"
     )
     found: dict[float, list[tuple[float, float, float, float]]] = {}
     for number in range(rounds):
@@ -190,9 +201,13 @@ async def _real_rounds(path: Path, rounds: int, seconds: float) -> None:
             ]
             per_s = before / tokens
             factor = 10.0 / per_s  # deadlines are ten times the mean service for CRITICAL, as in the simulation
+            is_over = asyncio.Event()
+            looking = asyncio.create_task(busy_share(stage, is_over))
             got = await generate(
                 path, "open", load=load, per_s=per_s, tokens=tokens, for_s=seconds, seed=number, deadline_factor=factor
             )
+            is_over.set()
+            busy = await looking
             after = (await generate(path, "closed", at_once=3, tokens=tokens, for_s=4, seed=number))[
                 "good_tokens_per_s"
             ]
@@ -202,7 +217,7 @@ async def _real_rounds(path: Path, rounds: int, seconds: float) -> None:
             found.setdefault(load, []).append((goodput, shares[0], p99 / calm, got["late_share"]))
             served_words = "  ".join(f"{share:6.1%}" for share in shares)
             print(
-                f"{load:4g} x   {before:7.0f} /{after:7.0f} tok/s  {goodput:7.1%} {got['late_share']:6.2%}"
+                f"{load:4g} x   {before:7.0f} /{after:7.0f} tok/s  {goodput:7.1%} {busy:6.1%} {got['late_share']:6.2%}"
                 f"          {served_words}   {p99:5.0f} ms ({calm:.0f} ms)  {got['outcomes']}",
                 flush=True,
             )
