@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.tokenizer.borders import Borders, dump_borders
+from kensho.runtime.tokenizer.borders import Borders, dump_borders, whole_pairs
+from kensho.runtime.tokenizer.cuts import Joints, bit_of
 from kensho.runtime.tokenizer.draws import Draws
 from kensho.runtime.tokenizer.lookup import LEFT, NO_MERGE, RIGHT
 from kensho.runtime.tokenizer.merge import merge
@@ -41,7 +42,11 @@ class Vocabulary:
 
     def borders(self) -> Borders:
         pairs = [(self.tokens[left], self.tokens[right]) for left, right in self.values]
-        return Borders(dump_borders(pairs), range(256), cast("Any", Found(self.values)))
+        bits = bytearray(1 << 12)
+        for pair in whole_pairs(pairs):
+            bit = bit_of(*pair, 1 << 15)
+            bits[bit >> 3] |= 1 << (bit & 7)
+        return Borders(dump_borders(pairs), Joints(bytes(bits)), range(256), cast("Any", Found(self.values)))
 
 
 class Found(dict[tuple[int, int], int]):
@@ -59,7 +64,11 @@ def compare(seed: int, count: int) -> int:
         piece = "".join(picks.one_of(SIGNS) for _ in range(1 + picks.below(12)))
         symbols = borders.symbols(piece)
         shorter += len(symbols) < len(piece.encode())
-        assert vocabulary.merged(list(symbols)) == vocabulary.merged(list(piece.encode()))
+        expected = vocabulary.merged(list(piece.encode()))
+        assert vocabulary.merged(list(symbols)) == expected
+        parts = borders.cut(piece)
+        assert "".join(parts) == piece
+        assert [token for part in parts for token in vocabulary.merged(borders.symbols(part))] == expected
     return shorter
 
 
@@ -99,4 +108,4 @@ def test_a_token_that_is_used_before_its_character_is_made_keeps_all_at_bytes() 
 @pytest.mark.parametrize("data", [b"[", b"[[1,2,3]]", b'[["zz","",0]]', json.dumps([["e3"]]).encode()])
 def test_borders_that_are_not_readable_are_refused(data: bytes) -> None:
     with pytest.raises(TablesRefused):
-        Borders(data, range(256), cast("Any", {}))
+        Borders(data, Joints(bytes(1)), range(256), cast("Any", {}))

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from kensho.runtime.tokenizer.build import build_tables
+from kensho.runtime.tokenizer.build import build_tables, byte_alphabet
 from kensho.runtime.tokenizer.draws import Draws
-from kensho.runtime.tokenizer.encode import NeedsLibrary
+from kensho.runtime.tokenizer.encode import Encoder, NeedsLibrary
+from kensho.runtime.tokenizer.plan import parse_plan
 from kensho.runtime.tokenizer.refuse import NotCovered
 from kensho.runtime.tokenizer.self_check import check_tables
+from kensho.runtime.tokenizer.tables import Tables
 
 pytestmark = pytest.mark.real
 
@@ -105,3 +108,27 @@ def test_a_long_run_without_a_space_is_bounded(pair: Any) -> None:
 def test_a_text_that_is_none_is_an_error_and_not_a_wrong_id(pair: Any) -> None:
     with pytest.raises(UnicodeEncodeError):
         pair.encoder.encode("a\ud800b \udcff")
+
+
+def test_a_token_that_merges_would_not_make_is_one_only_as_a_whole_piece() -> None:
+    # ignore_merges is for whole pieces: the same text within a piece, even where that is cut out, is merged.
+    alphabet = byte_alphabet()
+
+    def spelt(text: str) -> str:
+        return "".join(alphabet[byte] for byte in text.encode())
+
+    merges = [(alphabet[0xC3], alphabet[char.encode()[1]]) for char in "\u00e9\u00e8\u00ea\u00f1"]
+    merges += [(spelt(a), spelt(b)) for a, b in ("\u00e9\u00e8", "\u00e8\u00ea")]
+    merges += [(spelt("\u00e9"), spelt("\u00e8\u00ea"))]
+    tokens = [*alphabet.values(), *(left + right for left, right in merges)]
+    library = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges, ignore_merges=True))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    tables = Tables(memoryview(build_tables(library.to_str().encode(), {})), "test")
+    whole, within = "\u00e9\u00e8\u00ea", "\u00e9\u00e8\u00ea\u00f1"
+    for texts in ((whole, within, whole), (within, whole, within)):
+        encoder = Encoder(tables, parse_plan(tables.meta["plan"]))
+        for text in texts:
+            assert encoder.encode(text) == library.encode(text).ids
+    assert len(library.encode(whole).ids) == 1
+    assert len(library.encode(within).ids) == 3

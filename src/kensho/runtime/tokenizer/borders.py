@@ -12,13 +12,16 @@ So Z may be one symbol from the start, if all that could touch it or its bytes f
 
 A character for which 2 does not hold begins as bytes, as does one that is no token. What is left of it when a part was
 taken away may touch its other neighbour at any rank: so that border is looked at again, and so on.
+
+Where no merge at all joins two neighbours, of whole characters (`cuts.Joints`) or of parts, a piece is cut.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from kensho.runtime.tokenizer.bounded import Bounded
+from kensho.runtime.tokenizer.cuts import Joints
 from kensho.runtime.tokenizer.lookup import NO_MERGE, Merges
 from kensho.runtime.tokenizer.refuse import TablesRefused
 
@@ -26,7 +29,8 @@ Pair = tuple[bytes, bytes]
 MAX_BORDERS = 20_000
 """Guess: 30 times those of a vocabulary of 60k that was trained on 13 languages."""
 _NEVER = 1 << 61
-_LEFT_IS_BYTES, _RIGHT_IS_BYTES = 1, 2
+_LEFT_IS_BYTES, _RIGHT_IS_BYTES, _CUT = 1, 2, 4
+_QUIET, _LOUD = frozenset({0, _CUT}), frozenset({1, 2, 3})
 _STEPS = ((), (0,), (1,), (0, 1))
 """By sides: which of the characters at a border."""
 _CHARS_KEPT = 4096
@@ -36,8 +40,9 @@ _PAIRS_KEPT = 8192
 class Borders:
     """Which characters of a piece may be symbols."""
 
-    def __init__(self, data: bytes, byte_ids: Sequence[int], merges: Merges) -> None:
-        """`data`: the section, empty where no character may."""
+    def __init__(self, data: bytes, joints: Joints, byte_ids: Sequence[int], merges: Merges) -> None:
+        """`data`: the section, empty where no character may. `joints`: which whole characters merges join."""
+        self._joints = joints
         self._ranks = _parse(data)
         self._lefts = {left for left, _ in self._ranks}
         self._rights = {right for _, right in self._ranks}
@@ -48,13 +53,23 @@ class Borders:
         self._pairs: Bounded[tuple[str, str], int] = Bounded(self._look, _PAIRS_KEPT)
         self._broken_pairs: Bounded[tuple[str, str, bool, bool], int] = Bounded(self._look_at, _PAIRS_KEPT)
 
+    def cut(self, piece: str) -> list[str]:
+        """The parts of a piece, which have the same ids alone; at least one."""
+        if not self._ranks:
+            return [piece]
+        found = map(self._pairs.__getitem__, pairwise(piece))
+        places = [at for at, sides in enumerate(found, 1) if sides == _CUT]
+        if not places:
+            return [piece]
+        return [piece[start:end] for start, end in zip([0, *places], [*places, len(piece)], strict=True)]
+
     def symbols(self, piece: str) -> list[int]:
         """The ids to begin with; 100 ns a character."""
         if not self._ranks:
             return list(map(self._byte_ids.__getitem__, piece.encode()))
         ids = list(map(self._ids.__getitem__, piece))
         found = list(map(self._pairs.__getitem__, pairwise(piece)))
-        if min(ids) >= 0 and not any(found):
+        if min(ids) >= 0 and _QUIET.issuperset(found):
             return ids
         made: list[int] = []
         start = 0
@@ -69,7 +84,7 @@ class Borders:
         broken = {at for at, token in enumerate(ids) if token < 0}
         waiting: list[int] = []
         for left, sides in enumerate(found):
-            if sides:
+            if sides in _LOUD:
                 waiting += _new(left, sides, broken)
         while waiting:
             at = waiting.pop()
@@ -102,7 +117,8 @@ class Borders:
         left, right = left_char.encode(), right_char.encode()
         rights = [right[:end] for end in range(1, len(right) + 1) if right[:end] in self._rights]
         if not rights:
-            return 0
+            return _CUT if self._joints.may_cut(left_char, right_char) else 0
+        is_apart = self._joints.may_cut(left_char, right_char)
         left_formed = _NEVER if is_left_broken else self._chars[left_char][1]
         right_formed = _NEVER if is_right_broken else self._chars[right_char][1]
         found = 0
@@ -111,14 +127,17 @@ class Borders:
                 continue
             for part in rights:
                 rank = self._ranks.get((left[start:], part), _NEVER)
+                is_apart = is_apart and rank == _NEVER
                 is_left_part, is_right_part = start > 0, len(part) < len(right)
                 if (rank < left_formed or not is_left_part) and (rank < right_formed or not is_right_part):
                     found |= is_left_part * _LEFT_IS_BYTES | is_right_part * _RIGHT_IS_BYTES
-        return found
+        return _CUT if is_apart else found
 
 
 def _new(left: int, sides: int, broken: set[int]) -> list[int]:
     """Adds the sides of a border to `broken`; returns those that were not there."""
+    if sides not in _LOUD:
+        return []
     found = [left + step for step in _STEPS[sides] if left + step not in broken]
     broken.update(found)
     return found
@@ -147,6 +166,19 @@ def dump_borders(merges: Sequence[Pair]) -> bytes:
         return b""
     found = [[left.hex(), right.hex(), rank] for (left, right), rank in ranks.items()]
     return json.dumps(found or [["", "", 0]], separators=(",", ":")).encode()
+
+
+def whole_pairs(merges: Iterable[Pair]) -> set[tuple[str, str]]:
+    """(last character of the left, first one of the right) of the merges where both are whole."""
+    found = set()
+    for left, right in merges:
+        start = _start_of_last(left)
+        last, first = left[max(start, 0) :], right[: _length(right[0])]
+        try:
+            found.add((last.decode(), first.decode()))
+        except UnicodeDecodeError:
+            continue  # parts of characters, or what is in no text
+    return found
 
 
 def _parse(data: bytes) -> Mapping[Pair, int]:

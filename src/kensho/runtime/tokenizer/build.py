@@ -13,7 +13,7 @@ from zlib import crc32
 
 from kensho.base.structs import Struct, as_dict
 from kensho.runtime.tokenizer.added_tokens import AddedToken, dump_added
-from kensho.runtime.tokenizer.borders import dump_borders
+from kensho.runtime.tokenizer.borders import dump_borders, whole_pairs
 from kensho.runtime.tokenizer.build_pattern import dump_classes, rewrite
 from kensho.runtime.tokenizer.build_scan import matched_points, nfc_exceptions
 from kensho.runtime.tokenizer.cuts import MAX_BITS, at_groups, at_marks, bit_of, find_groups
@@ -74,7 +74,8 @@ def build_tables(tokenizer_json: bytes, meta: Mapping[str, object]) -> bytes:
         kinds[words.tokens[left]] |= LEFT
         kinds[words.tokens[right]] |= RIGHT
     is_bytes = recipe.symbols == "bytes"
-    data = words.data
+    as_bytes = [(words.data[left], words.data[right]) for left, right in merges]
+    pairs = whole_pairs(as_bytes) if is_bytes else _joined_pairs(merges)
     offsets, blob = [0], bytearray()
     for text in texts:
         blob += text
@@ -86,8 +87,8 @@ def build_tables(tokenizer_json: bytes, meta: Mapping[str, object]) -> bytes:
         "kinds": bytes(kinds),
         "vocab": _vocab_slots(words, _canonical(words, document, tokenizer, recipe)),
         "merges": _merge_cells(merges, words.tokens),
-        "borders": dump_borders([(data[left], data[right]) for left, right in merges]) if is_bytes else b"",
-        "joints": bytes(16) if is_bytes else _joint_bits(merges),
+        "borders": dump_borders(as_bytes) if is_bytes else b"",
+        "joints": _joint_bits(pairs),
         "classes": dump_classes(rewritten.class_of),
         "added": dump_added(
             [token for token, normal in zip(added, is_normal, strict=True) if not normal],
@@ -188,6 +189,7 @@ def _plan(
         cuts_at_joints=recipe.symbols == "chars" and ascii_pairs < _DENSE * 95 * 95,
         patterns=patterns,
         max_token_chars=max(len(data) for data in words.data.values()),
+        ignores_merges=recipe.ignores_merges,
         byte_ids=tuple(words.tokens[name] for name in names),
         first_ids=first_ids,
         last_ids=last_ids,
@@ -251,10 +253,13 @@ def _texts_by_id(
 
 
 def _canonical(words: _Words, document: Mapping[str, Any], tokenizer: "Tokenizer", recipe: Recipe) -> set[str]:
-    """Tokens that the model makes of their own text."""
+    """Tokens that merges make of their own text."""
+    from tokenizers import models
+
+    tokens, model = words.tokens, tokenizer.model
     if recipe.ignores_merges:
-        return set(words.encoded)
-    tokenize, tokens = tokenizer.model.tokenize, words.tokens
+        model = models.BPE(tokens, _read_merges(document["model"], words, recipe))
+    tokenize = model.tokenize
     found = set()
     for token in words.encoded:
         made = tokenize(token)
@@ -295,9 +300,8 @@ def _joined_pairs(merges: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
     return {(left[-1], right[0]) for left, right in merges}
 
 
-def _joint_bits(merges: Sequence[tuple[str, str]]) -> bytes:
+def _joint_bits(pairs: set[tuple[str, str]]) -> bytes:
     """At least 32 bits for each pair, so that few places look joined that are not."""
-    pairs = _joined_pairs(merges)
     bits = min(MAX_BITS, max(1 << 12, 1 << (32 * len(pairs)).bit_length()))
     found = bytearray(bits // 8)
     for left, right in pairs:

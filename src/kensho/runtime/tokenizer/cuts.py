@@ -46,10 +46,13 @@ class Joints(dict[tuple[str, str], bool]):
             return [piece]
         return [piece[start:end] for start, end in zip([0, *places], [*places, len(piece)], strict=True)]
 
-    def __missing__(self, pair: tuple[str, str]) -> bool:
-        left, right = pair
+    def may_cut(self, left: str, right: str) -> bool:
+        """Looked up, not remembered."""
         bit = ((ord(left) * FACTOR + ord(right)) * FACTOR >> SHIFT) & self._mask
-        may_cut = not self._data[bit >> 3] >> (bit & 7) & 1
+        return not self._data[bit >> 3] >> (bit & 7) & 1
+
+    def __missing__(self, pair: tuple[str, str]) -> bool:
+        may_cut = self.may_cut(*pair)
         if len(self) >= _PAIRS_KEPT:
             self.clear()
         self[pair] = may_cut

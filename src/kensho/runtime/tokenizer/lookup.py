@@ -11,7 +11,7 @@ from kensho.runtime.tokenizer.refuse import TablesRefused
 from kensho.runtime.tokenizer.tables import BLOCK_BYTES, Tables
 
 CANONICAL = 1 << 31
-"""Set in what `Vocabulary.find` returns: the model makes exactly this one token of these bytes."""
+"""Set in what `Vocabulary.find` returns: merges make exactly this one token of these bytes."""
 ID_MASK = CANONICAL - 1
 LEFT, RIGHT = 4, 8
 """Bits of a token's kind: it is the left, or the right one of some merge."""

@@ -30,6 +30,8 @@ class Pieces:
         self._tables = tables
         self._kinds = b""
         self._known: Bounded[str, Ids] = Bounded(self._make, _PIECES_KEPT)
+        # A whole piece that is a token needs no merges then, the same text within a piece does.
+        self._parts = Bounded(self._part, _PIECES_KEPT) if plan.ignores_merges else self._known
 
     def encode(self, pieces: list[str]) -> list[int]:
         """Their ids, one after the other."""
@@ -41,17 +43,36 @@ class Pieces:
         return ids
 
     def _make(self, piece: str) -> Ids:
-        return self._whole_token(piece) or self._merged(self._symbols(piece))
+        if token := self._whole_token(piece, has_to_be_merged=not self._plan.ignores_merges):
+            return token
+        parts = self._cut(piece)
+        if len(parts) == 1:
+            return self._merged(self._symbols(piece))
+        return tuple(chain.from_iterable([self._parts.get(part) or self._part(part) for part in parts]))
 
-    def _symbols(self, piece: str) -> list[int]:
+    def _part(self, piece: str) -> Ids:
+        """Of a piece that cannot be cut further: it has the same ids wherever it was cut out, so it is remembered."""
+        ids = self._whole_token(piece, has_to_be_merged=True) or self._merged(self._symbols(piece))
+        if len(piece) <= MAX_KEPT_CHARS:
+            self._parts.keep(piece, ids)
+        return ids
+
+    def _cut(self, piece: str) -> list[str]:
+        """At the places where nothing can be joined, if it is worth looking for them; at least one part."""
         raise NotImplementedError
 
-    def _whole_token(self, piece: str) -> Ids:
-        """Nothing, if the piece is none."""
+    def _symbols(self, piece: str) -> list[int]:
+        """The ids that merges begin with."""
+        raise NotImplementedError
+
+    def _whole_token(self, piece: str, *, has_to_be_merged: bool) -> Ids:
+        """Nothing, if the piece is none, or (where that matters) none that merges would make of it."""
         if len(piece) > self._plan.max_token_chars:
             return ()
         entry = self._vocabulary.find(piece.encode())
-        return ((entry & ID_MASK) - 1,) if entry & CANONICAL else ()
+        if not entry or (has_to_be_merged and not entry & CANONICAL):
+            return ()
+        return ((entry & ID_MASK) - 1,)
 
     def _merged(self, symbols: list[int]) -> Ids:
         kinds = self._kinds
@@ -67,12 +88,20 @@ class BytePieces(Pieces):
         super().__init__(tables, plan)
         self._borders: Borders | None = None
 
+    def _cut(self, piece: str) -> list[str]:
+        return [piece] if piece.isascii() else self._get_borders().cut(piece)
+
     def _symbols(self, piece: str) -> list[int]:
         if piece.isascii():
             return list(map(self._plan.byte_ids.__getitem__, piece.encode()))
+        return self._get_borders().symbols(piece)
+
+    def _get_borders(self) -> Borders:
         if self._borders is None:
-            self._borders = Borders(bytes(self._tables.read("borders")), self._plan.byte_ids, self._merges)
-        return self._borders.symbols(piece)
+            read = self._tables.read
+            joints = Joints(bytes(read("joints")))
+            self._borders = Borders(bytes(read("borders")), joints, self._plan.byte_ids, self._merges)
+        return self._borders
 
 
 class CharPieces(Pieces):
@@ -81,24 +110,11 @@ class CharPieces(Pieces):
     def __init__(self, tables: Tables, plan: Plan) -> None:
         super().__init__(tables, plan)
         joints = Joints(bytes(tables.read("joints")))
-        self.cut: Callable[[str], list[str]] | None = joints.cut if plan.cuts_at_joints else None
-        """Cuts a piece where nothing can be joined; None if that is not worth it."""
+        self._cut_at_joints: Callable[[str], list[str]] | None = joints.cut if plan.cuts_at_joints else None
         self._chars: Bounded[str, int] = Bounded(self._char, _CHARS_KEPT)
 
-    def _make(self, piece: str) -> Ids:
-        if token := self._whole_token(piece):
-            return token
-        parts = self.cut(piece) if self.cut else [piece]
-        if len(parts) == 1:
-            return self._merged(self._symbols(piece))
-        return tuple(chain.from_iterable([self._known.get(part) or self._part(part) for part in parts]))
-
-    def _part(self, piece: str) -> Ids:
-        """Of a piece that cannot be cut further: it has the same ids wherever it was cut out, so it is remembered."""
-        ids = self._whole_token(piece) or self._merged(self._symbols(piece))
-        if len(piece) <= MAX_KEPT_CHARS:
-            self._known.keep(piece, ids)
-        return ids
+    def _cut(self, piece: str) -> list[str]:
+        return self._cut_at_joints(piece) if self._cut_at_joints else [piece]
 
     def _symbols(self, piece: str) -> list[int]:
         ids = list(map(self._chars.__getitem__, piece))

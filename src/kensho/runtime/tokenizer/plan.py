@@ -34,6 +34,8 @@ class Plan(Struct, kw_only=True):
     patterns: tuple[str, ...]
     """Of `re`: over class characters for bytes, over the text itself for characters."""
     max_token_chars: int
+    ignores_merges: bool
+    """A whole piece that is a token is that token, whatever merges would make of it."""
     byte_ids: tuple[int, ...]
     """The id of each of the 256 bytes."""
     first_ids: tuple[int, ...]
@@ -64,6 +66,7 @@ def parse_plan(document: object) -> Plan:
         cuts_at_joints=read.flag("cuts_at_joints"),
         patterns=tuple(str(item) for item in read.items("patterns")),
         max_token_chars=read.integer("max_token_chars"),
+        ignores_merges=read.flag("ignores_merges"),
         byte_ids=read.integers("byte_ids"),
         first_ids=read.integers("first_ids"),
         last_ids=read.integers("last_ids"),
