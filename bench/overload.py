@@ -190,7 +190,8 @@ async def _real_rounds(stage: Stage, path: Path, rounds: int, seconds: float) ->
         f"\nreal: one engine host, {first['good_tokens_per_s']:.0f} tokens/s; requests of {tokens} tokens in the mean"
     )
     print(
-        "       capacity before/after   goodput   busy   late     served: CRIT.   HIGH  NORMAL     LOW   CRITICAL p99 (alone)"
+        "       capacity before/after   goodput   busy   late     "
+        "served: CRIT.   HIGH  NORMAL     LOW   CRITICAL p99 (alone)"
     )
     found: dict[float, list[tuple[float, float, float, float]]] = {}
     for number in range(rounds):
