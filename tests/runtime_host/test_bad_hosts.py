@@ -57,23 +57,27 @@ class BadHosts:
         return NewHost(child, made.sock, made.segment)
 
 
+def make(folder: Path, hosts: BadHosts, *, inactivity_s: float = 0.3) -> EngineHost:
+    return EngineHost(
+        "bad",
+        LoadedGraph("m", "1", "k", folder, folder, "mapped", 256, "disk", 0.0),  # type: ignore[arg-type]
+        clock=SystemClock(),
+        emit=lambda _: None,
+        env={},
+        threads=1,
+        max_context=64,
+        start_s=1.5,
+        inactivity_s=inactivity_s,
+        hosts=hosts,
+    )
+
+
 def run(folder: Path, script: str, check: Callable[[EngineHost], Awaitable[None]]) -> None:
     process._spawner.get().submit(int).result()  # made once per program
     before = _left()
 
     async def main() -> None:
-        host = EngineHost(
-            "bad",
-            LoadedGraph("m", "1", "k", folder, folder, "mapped", 256, "disk", 0.0),  # type: ignore[arg-type]
-            clock=SystemClock(),
-            emit=lambda _: None,
-            env={},
-            threads=1,
-            max_context=64,
-            start_s=1.5,
-            inactivity_s=0.3,
-            hosts=BadHosts(folder, script),
-        )
+        host = make(folder, BadHosts(folder, script))
         await check(host)
         assert not host.is_alive
         await host.close()
@@ -185,6 +189,40 @@ def test_views_of_a_host_that_dies_stay_readable(tmp_path: Path) -> None:
 
     script = "headers = receive(Exchange).tensors\nsend(Exchanged(1, headers))\ntime.sleep(60)"
     run(tmp_path, LOAD + script, check)
+
+
+class HeldSockets(BadHosts):
+    """Another process of this program (here: itself) has a copy of the host's end of the socket."""
+
+    held: int | None = None
+
+    async def start(self, *, env: Mapping[str, str], allow_faults: bool) -> NewHost:
+        ends = HostEnds.make()
+        self.held = os.dup(ends.given[0])
+        child = spawn("bad_host", (str(ends.given[0]),), pass_fds=ends.given[:1], env=self._env)
+        made = ends.new_host(child)
+        for pipe in made.life:
+            os.close(pipe)
+        return NewHost(child, made.sock, made.segment)
+
+
+def test_a_death_is_noticed_even_if_the_socket_stays_open_elsewhere(tmp_path: Path) -> None:
+    hosts = HeldSockets(tmp_path, LOAD + "receive(Generate)\nsend(Token(1, 5))\nos.abort()")
+
+    async def main() -> None:
+        host = make(tmp_path, hosts, inactivity_s=20)
+        await host.start()
+        stream = host.generate([1], (), Sampling())
+        assert await anext(stream) == 5
+        began_s = asyncio.get_running_loop().time()
+        with pytest.raises(EngineCrashed, match="SIGABRT"):
+            await anext(stream)
+        assert asyncio.get_running_loop().time() - began_s < 5  # long before the budget
+        await host.close()
+
+    asyncio.run(main())
+    assert hosts.held
+    os.close(hosts.held)
 
 
 def test_half_messages_are_no_progress_and_whole_ones_arrive_however_they_are_cut(tmp_path: Path) -> None:
