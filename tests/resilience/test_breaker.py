@@ -338,6 +338,12 @@ def test_half_of_ten_calls_that_take_eight_times_as_long_as_usual_open() -> None
     assert state.baseline_s == pytest.approx(0.01)
 
 
+def test_a_call_that_takes_exactly_what_is_usual_is_none_above_it() -> None:
+    state, _ = run(breaker.closed(1000.0), *[Succeeded(1, 0.01)] * 20)
+    assert run(state, Succeeded(1, 0.01))[0].baseline_s == pytest.approx(0.009975)
+    assert run(state, Succeeded(1, 0.0101))[0].baseline_s == pytest.approx(0.010475)
+
+
 def test_the_baseline_is_about_the_p95_of_usual_calls() -> None:
     import random
 
@@ -555,8 +561,11 @@ def test_each_change_is_told_in_words_with_what_happens_next(events: Any, words:
 def test_what_time_does_is_told_in_words() -> None:
     state, _ = run(breaker.closed(1000.0), Failed(1, F.TIMEOUT))
     assert run(state, Tick(), now=1060.0)[0].reason == "the wait is over"
+    assert breaker.closed(1000.0).reason == "no failure seen"
     state, _ = run(breaker.closed(1000.0), Failed(1, F.CRASH))
     assert run(state, Tick(), now=1120.0)[0].reason == "no start within 120 s"
+    state, _ = half_open()
+    assert run(state, Tick(), now=1005.0)[0].reason == "the canary failed: hang"
     state, _ = run(breaker.closed(1000.0), Force(Mode.FORCED_OPEN, 3.0))
     assert run(state, Tick(), now=1003.0)[0].reason == "the time of a person's word is over"
 
