@@ -12,6 +12,7 @@ from kensho.app import verifying
 from kensho.app.opening import ServedModel
 from kensho.app.serving import LOOK_EVERY_S, RETRY_S, Serving
 from kensho.app.tiers import HOST_BYTES, IDLE_CLOSE_S, IDLE_MAPPED_S, PACK_TOKENS, RESERVE_BYTES, ModelSizes
+from kensho.app.warmup import STAY_S
 from kensho.base.errors import CompileFailed, Damaged, EngineError, NotEnoughMemory, WrongNumbers
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
 from kensho.base.ids import GraphKey, digest_of
@@ -578,6 +579,24 @@ def test_a_guess_takes_no_memory_that_is_not_free(world: World) -> None:
         assert serving.is_loaded(world.model("a"))
 
     world.run(scene, model_memory_bytes=2 * HOST_BYTES + RESERVE_BYTES)
+
+
+def test_a_guess_stays_for_its_hour_and_one_that_was_right_then_goes_like_any_other(world: World) -> None:
+    world.opener.compiled = {"a", "b"}
+
+    async def scene(serving: Serving) -> None:
+        for name in "ab":
+            await serving.warm(world.model(name), is_kept=False)
+        await asyncio.sleep(STAY_S / 2)
+        await world.ask(serving, "b")
+        await asyncio.sleep(IDLE_CLOSE_S + 2 * LOOK_EVERY_S)
+        assert world.closed() == ["b"]
+        await asyncio.sleep(STAY_S / 2 - IDLE_CLOSE_S - 20 * LOOK_EVERY_S)
+        assert world.closed() == ["b"]
+        await asyncio.sleep(30 * LOOK_EVERY_S)
+        assert world.closed() == ["b", "a"]
+
+    world.run(scene)
 
 
 def test_a_named_model_that_is_warmed_stays(world: World) -> None:

@@ -27,7 +27,7 @@ from kensho.app.tiers import (
 )
 from kensho.app.traffic import Traffic
 from kensho.app.verifying import Verifying
-from kensho.app.warmup import Room
+from kensho.app.warmup import BEFORE_IDLE_S, Room
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
@@ -107,6 +107,7 @@ class Serving:
         place.is_pinned |= is_kept
         if not (was_loaded or place.is_pinned) and self._places.get(key) is place:
             self._places = {key: place, **self._places}  # nobody has asked for it: it goes before all others
+            place.used_at_s += BEFORE_IDLE_S
         return place.loaded.served.graph
 
     def loaded_models(self) -> set[str]:
@@ -179,8 +180,7 @@ class Serving:
             return place
 
     async def _open(self, installed: InstalledModel, *, may_close: bool) -> Place:
-        """A graph from the cache that no engine can start with, or that answers otherwise than it did, is dropped and
-        made anew (R7)."""
+        """A graph from the cache that does not start, or answers otherwise than it did, is dropped, made anew (R7)."""
         lease = lease_version(installed.folder)
         if lease is None:
             raise NotInstalled(f"{installed.model} {installed.version} was removed a moment ago", advice="ask again")
@@ -285,7 +285,7 @@ class Serving:
         ]
 
     def _idle_s(self, place: Place) -> Seconds:
-        return 0.0 if place.loaded.users else self._clock.monotonic_s() - place.used_at_s
+        return 0.0 if place.loaded.users else max(0.0, self._clock.monotonic_s() - place.used_at_s)
 
     def _close_some(self) -> None:
         for key in models_to_close(self._uses(), self._free_bytes()):

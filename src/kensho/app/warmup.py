@@ -10,6 +10,7 @@ What was used is kept as requests by model and hour, for two days and MAX_MODELS
 import json
 from collections.abc import Collection, Mapping, Sequence
 
+from kensho.app.tiers import IDLE_CLOSE_S
 from kensho.base.clock import Seconds
 from kensho.base.structs import Struct
 
@@ -19,6 +20,10 @@ KEPT_HOURS = 2 * DAY_HOURS
 """An hour of yesterday is asked for up to 25 hours later; twice the day, for a machine that was off over a night."""
 LEAD_S: Seconds = 300.0
 """How long before an hour begins its models are warmed (guess: a compile, and the idle minutes that it waits for)."""
+STAY_S: Seconds = HOUR_S + LEAD_S
+"""How long a guess stays loaded though nobody asks for it: to the end of its hour."""
+BEFORE_IDLE_S: Seconds = STAY_S - IDLE_CLOSE_S
+"""So it begins to count as idle so long after it was loaded."""
 MAX_MODELS = 64
 _MAX_COUNT = 1_000_000_000
 
