@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from kensho.runtime.tokenizer.build import build_tables, byte_alphabet
+from kensho.runtime.tokenizer.build import build_tables
+from kensho.runtime.tokenizer.build_words import byte_alphabet
 from kensho.runtime.tokenizer.draws import Draws
 from kensho.runtime.tokenizer.encode import Encoder, NeedsLibrary
 from kensho.runtime.tokenizer.plan import parse_plan

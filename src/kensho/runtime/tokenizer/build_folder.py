@@ -18,7 +18,7 @@ from kensho.runtime.tokenizer.refuse import NotCovered
 def build_folder(folder: Path) -> bytes:
     """The file for the model in `folder`. Raises NotCovered, ModelError (the tokenizer itself is no good).
 
-    Takes seconds and 300 MB for 262k tokens. The same folder gives the same bytes with the same version of Kensho,
+    Takes seconds and 600 MB for 262k tokens. The same folder gives the same bytes with the same version of Kensho,
     of Python and of the library.
     """
     tokenizer_json = read_bounded(folder / "tokenizer.json", MAX_SOURCE_BYTES)
