@@ -41,7 +41,7 @@ def test_an_engine_that_was_doubted_is_started_and_proven_before_it_gets_request
     assert any(isinstance(effect, StartHost) for effect in effects)
     state, _ = breaker.step(state, HostReady(state.generation), 51.0, SETTINGS)
     assert (state.mode, state.trips) == (Mode.HALF_OPEN, 2)
-    assert "because" in resumed(kept(mode), 50.0, "boot 1").reason
+    assert begun(resumed(kept(mode), 50.0, "boot 1"))[0].reason == f"it was {mode} when the program ended: because"
 
 
 def test_one_that_was_healthy_or_unknown_begins_closed() -> None:

@@ -116,7 +116,8 @@ def _pass_time(state: State, at: Moment) -> Result:
         return state, ()
     match state.mode:
         case Mode.OPEN:
-            return try_again(state, at, "the wait is over")
+            # Only a circuit that begins with its program has nothing to wait for, and its own reason to tell.
+            return try_again(state, at, state.reason if state.until_s == state.entered_s else "the wait is over")
         case Mode.HALF_OPEN:
             return _canary_failed(state, FailureClass.HANG, at)
         case Mode.RESTARTING:
