@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from kensho.base.errors import EngineError
 from kensho.base.events import Event, ForkServerLost
 from kensho.runtime import frames, host_supply
 from kensho.runtime.fork_server import ForkServer
-from kensho.runtime.host_source import NewHost
+from kensho.runtime.host_source import NewHost, SpawnedHosts
 from kensho.runtime.host_supply import MAX_FAILURES, HostSupply
 from kensho.runtime.prefork import prefork
 
@@ -167,6 +168,31 @@ def test_hosts_die_with_a_killed_fork_server_even_if_they_hang() -> None:
         assert server.close().reason == "SIGKILL"
         for host in hosts:
             await eventually(lambda pid=host.child.pid: not alive(pid))  # type: ignore[misc]  # process 1 reaps it
+
+    run(main())
+
+
+def test_without_descriptors_a_start_is_an_engine_error_and_leaks_none() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def main() -> None:
+        server = ForkServer.launch({})
+        await ping(first := await server.start_host(env={}, allow_faults=False))
+        lowest, failures = os.dup(0), 0
+        os.close(lowest)
+        for left in range(20):
+            for source in (server.start_host, SpawnedHosts().start):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + left, limits[1]))
+                try:
+                    (await source(env={}, allow_faults=False)).discard(5)
+                except EngineError:
+                    failures += 1
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert 10 < failures < 40
+        await ping(first)
+        first.discard(5)
+        server.close()
 
     run(main())
 

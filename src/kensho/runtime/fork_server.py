@@ -65,27 +65,26 @@ class ForkServer:
 
     async def start_host(self, *, env: Mapping[str, str], allow_faults: bool) -> NewHost:
         """A new host. Raises EngineError if the fork-server is gone or cannot fork. Cancelled, it leaves no host."""
-        ends = HostEnds.make()
-        report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stderr_read, stderr_write = os.pipe()
-        try:
-            report.setblocking(False)
-            request = json.dumps({"env": dict(env), "faults": allow_faults}).encode()
-            socket.send_fds(self._control, [request], [stderr_write, theirs.fileno(), *ends.given])
-            theirs.close()
-            pid, pidfd = await _started(report)
-        except BaseException as error:
-            ends.close()
-            report.close()
-            os.close(stderr_read)
-            if isinstance(error, OSError):
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
+            ends = HostEnds.make()
+            undo.callback(ends.close)
+            try:
+                report, reporter = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(report.close)
+                theirs.callback(reporter.close)
+                stderr_read, stderr_write = os.pipe()
+                undo.callback(os.close, stderr_read)
+                theirs.callback(os.close, stderr_write)
+                report.setblocking(False)
+                request = json.dumps({"env": dict(env), "faults": allow_faults}).encode()
+                socket.send_fds(self._control, [request], [stderr_write, reporter.fileno(), *ends.given])
+                theirs.close()
+                pid, pidfd = await _started(report)
+            except OSError as error:
                 raise EngineError(
                     f"the fork-server cannot be asked: {error.strerror}", advice="hosts are spawned"
                 ) from error
-            raise
-        finally:
-            theirs.close()
-            os.close(stderr_write)
+            undo.pop_all()
         return ends.new_host(Child(ServedProcess(pid, pidfd, report), stderr_read))
 
     def close(self) -> Ended:

@@ -206,7 +206,10 @@ def spawn(module: str, arguments: Sequence[str] = (), *, pass_fds: Sequence[int]
 def _spawn(module: str, arguments: tuple[str, ...], pass_fds: tuple[int, ...], env: dict[str, str]) -> Child:
     # -P: the current folder is not searched for modules. Its own session: Ctrl-C in a terminal is for us to handle.
     command = [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments]
-    read_end, write_end = os.pipe()
+    try:
+        read_end, write_end = os.pipe()
+    except OSError as error:
+        raise EngineError(f"cannot start {module}: {error.strerror}", advice="raise the limit on open files") from error
     popen = None
     try:
         popen = subprocess.Popen(
