@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from kensho.app.machine_state import suspended_s
 from kensho.base.clock import SystemClock
 from kensho.resilience import breaker
 from kensho.resilience.circuit import (
@@ -24,6 +25,9 @@ from kensho.resilience.circuit import (
 )
 from kensho.resilience.failure_class import FailureClass
 from kensho.resilience.gate import Gate
+from kensho.resilience.guard import Canary, Guard
+from kensho.resilience.surroundings import Surroundings
+from kensho.testing.engine import ScriptedEngine
 
 Call = Callable[[], Any]
 AsyncCall = Callable[[], Awaitable[Any]]
@@ -161,6 +165,47 @@ class KenshoPaced(Kensho):
     has_async = False
 
 
+class KenshoGuard(Peer):
+    """`Guard`, as a stream uses it: the gate, timed, and whether the machine slept."""
+
+    name = "kensho guard"
+    has_async = False
+
+    def __init__(self, reset_s: float) -> None:
+        self.guard_ = Guard(
+            ScriptedEngine("primary"),
+            Canary([1], [1]),
+            model="m",
+            settings=BreakerSettings(open_s=reset_s),
+            clock=SystemClock(),
+            rng=lambda: 0.5,
+            emit=lambda _: None,
+            on_change=lambda: None,
+            surroundings=Surroundings(suspended_s=suspended_s),
+        )
+
+    def guard(self, call: Call) -> Call:
+        guard, now = self.guard_, time.monotonic
+
+        def guarded() -> Any:
+            permit = guard.admit()
+            if permit is None:
+                raise Rejected
+            began_s = now()
+            try:
+                result = call()
+            except Exception:
+                guard.failed(permit, FailureClass.UNKNOWN)
+                raise
+            except BaseException:
+                guard.cancelled(permit)
+                raise
+            guard.succeeded(permit, now() - began_s)
+            return result
+
+        return guarded
+
+
 class CircuitBreaker(Peer):
     name = "circuitbreaker"
 
@@ -276,7 +321,7 @@ class Stamina(Tenacity):
 
 
 KINDS: tuple[type[Peer], ...] = (
-    *(Kensho, KenshoPaced, CircuitBreaker, Purgatory, Hyx, AioBreaker, PyBreaker),
+    *(Kensho, KenshoPaced, KenshoGuard, CircuitBreaker, Purgatory, Hyx, AioBreaker, PyBreaker),
     *(Tenacity, Stamina),
 )
 
