@@ -66,3 +66,10 @@ def test_tasks_are_lists_of_models(tmp_path: Path) -> None:
         config.write_text(bad)
         with pytest.raises(UsageError, match="tasks"):
             load_settings({"config": config}, {})
+
+
+def test_defaults_of_a_command_give_way_to_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "kensho.toml"
+    config.write_text("scrub = false\n")
+    loaded = load_settings({"config": str(config)}, ENV, defaults={"scrub": True, "warm_up": True})
+    assert (loaded.scrub, loaded.warm_up) == (False, True)

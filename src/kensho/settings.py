@@ -119,8 +119,14 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
-def load_settings(overrides: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from `overrides` (None = not given), the environment and the file named by override `config`.
+def load_settings(
+    overrides: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    *,
+    defaults: Mapping[str, object] | None = None,
+) -> Settings:
+    """Settings from `overrides` (None = not given), the environment and the file named by override `config`; where
+    nobody says anything, `defaults` of the caller's, then those of `Settings`.
 
     Raises UsageError for an unknown name, a value of the wrong kind or out of range, or a file that cannot be read.
     """
@@ -129,7 +135,11 @@ def load_settings(overrides: Mapping[str, object], environ: Mapping[str, str] | 
     config = overrides.get("config") or environ.get("KENSHO_CONFIG")
     from_file = _read_config(Path(str(config))) if config else {}
     values: dict[str, object] = {"store": _default_store(environ), "proxy": _proxy(environ)}
-    values |= from_file | ({"store": environ["KENSHO_STORE"]} if environ.get("KENSHO_STORE") else {}) | given
+    values |= (
+        {**(defaults or {}), **from_file}
+        | ({"store": environ["KENSHO_STORE"]} if environ.get("KENSHO_STORE") else {})
+        | given
+    )
     for key, value in values.items():
         _check(key, value)
     values["config"] = str(config or "")

@@ -8,7 +8,7 @@ that both share in `act(context, app)`.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None, *, first_host: "Prefork | None" = No
     output = Output(is_json=is_json, is_quiet="--quiet" in arguments, clock=clock)
     try:
         args, command = parse(arguments)
-        settings = load_settings(_overrides(args))
+        settings = load_settings(_overrides(args), defaults=_DAEMON if args.command == "serve" else None)
         result: Result = command.run(Context(args, settings, output, clock, first_host))
     except Said as text:
         sys.stdout.write(str(text))
@@ -73,6 +73,12 @@ def tell_interrupted(output: Output) -> int:
     return exits.INTERRUPTED
 
 
+_ONE_ANSWER: Mapping[str, object] = {"standby": "on_demand", "scrub": False, "warm": (), "warm_up": False}
+"""One answer and out: a second engine is only worth its start when the first one fails, and nothing else is begun."""
+_DAEMON: Mapping[str, object] = {"scrub": True, "warm_up": True}
+"""What a daemon does unless the configuration says otherwise."""
+
+
 def _overrides(args: SimpleNamespace) -> dict[str, object]:
     given = vars(args)
     return {
@@ -83,6 +89,5 @@ def _overrides(args: SimpleNamespace) -> dict[str, object]:
         "allow_faults": given.get("allow_faults") or None,
         "http_remote": given.get("http_remote") or None,
         **{name: given.get(name) for name in ("http_host", "http_port", "http_names", "warm")},
-        # one answer and out: a second engine is only worth its start when the first one fails
-        "standby": "on_demand" if given.get("command") in {"run", "warm"} else None,
+        **(_ONE_ANSWER if given.get("command") in {"run", "warm"} else {}),
     }
