@@ -198,7 +198,7 @@ class ReferenceQueue:
                 order = [
                     w
                     for w in order
-                    if (w.engine is None or w.engine == engine) and not (has_others and w.avoids == engine)
+                    if w.engine == engine or (w.engine is None and not (has_others and w.avoids == engine))
                 ]
             if not order:
                 continue

@@ -366,6 +366,18 @@ def test_a_request_that_was_begun_goes_before_its_class_and_is_never_evicted() -
     assert [waiting.take(1.0, NOTHING_KNOWN)[0] for _ in range(3)][2] == again
 
 
+def test_who_may_use_one_engine_only_goes_back_to_it_after_it_failed() -> None:
+    """Found by the soak: it waited for ever."""
+    estimate = Estimate((Candidate("gpu", Times()), Candidate("cpu", Times())), slots=2)
+    waiting = queue()
+    waiting.offer(HIGH, 9.0, 0.0, estimate, engine="cpu")
+    taken, _ = waiting.take(0.0, estimate, "cpu")
+    assert taken is not None
+    again = waiting.resume(taken, float("inf"), Work(), 1.0, avoids="cpu")
+    assert waiting.take(1.0, estimate, "gpu") == (None, [])
+    assert waiting.take(1.0, estimate, "cpu") == (again, [])
+
+
 def test_a_million_queued_cancels_cost_a_constant_time_each_and_leave_nothing() -> None:
     waiting = queue(bound=100)
     fill(waiting, LOW, 99)

@@ -133,7 +133,9 @@ class Ticket(Struct):
     """The engine that it comes from, which gets it again only when there is no other."""
 
     def may_use(self, engine: str, *, has_others: bool) -> bool:
-        return self.engine in {None, engine} and not (has_others and self.avoids == engine)
+        if self.engine is not None:
+            return self.engine == engine  # also if it comes from there: it may go nowhere else
+        return not (has_others and self.avoids == engine)
 
 
 class Refused(Struct):

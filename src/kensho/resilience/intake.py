@@ -70,7 +70,7 @@ class Intake:
         self._clock = clock
         self._emit = emit
         self._waiting: dict[int, asyncio.Future[Turn]] = {}
-        self._turns: set[Turn] = set()
+        self._turns: dict[Turn, None] = {}  # a set whose order is that of time
         self._service_times = RecentTimes()
         self._level = Level.NORMAL
         self._level_timer: asyncio.TimerHandle | None = None
@@ -128,7 +128,7 @@ class Intake:
         """The engine is free again. Idempotent."""
         if turn not in self._turns:
             return
-        self._turns.remove(turn)
+        del self._turns[turn]
         now_s = self._clock.monotonic_s()
         if turn.engine is not None:
             self._service_times.add(now_s - turn.began_s, now_s)
@@ -200,7 +200,7 @@ class Intake:
 
     def _begin(self, ticket: Ticket, engine: str | None) -> Turn:
         turn = Turn(ticket, engine, self._clock.monotonic_s())
-        self._turns.add(turn)
+        self._turns[turn] = None
         return turn
 
     def _cut_low(self, estimate: Estimate) -> None:
