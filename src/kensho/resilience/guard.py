@@ -132,10 +132,7 @@ class Guard:
         """A permit, to be settled exactly once by `succeeded`, `failed` or `cancelled`; None: not now."""
         if self._is_closed:
             return None
-        if self._surroundings.suspended_s() - self._suspended_s > SLEPT_S:
-            self._suspended_s = self._surroundings.suspended_s()
-            if self.engine.is_alive:
-                self._gate.send(Resumed())
+        self._notice_sleep()
         return self._gate.admit()
 
     def succeeded(self, permit: int, pace_s: Seconds | None = None) -> None:
@@ -161,9 +158,12 @@ class Guard:
         if not self._is_closed:
             self._gate.send(Hurry())
 
-    def notice_death(self) -> None:
-        """Let the circuit restart a host that died while nobody used it."""
-        if self.engine.is_alive or not self._was_started or self._is_closed or self.lane.locked():
+    def notice_trouble(self) -> None:
+        """Let the circuit restart a host that died while nobody used it, and prove one that slept with its machine."""
+        if self._is_closed or self.lane.locked():
+            return
+        self._notice_sleep()
+        if self.engine.is_alive or not self._was_started:
             return
         state = self._gate.state
         if state.mode is Mode.CLOSED:
@@ -199,6 +199,13 @@ class Guard:
         await self.engine.close()  # first, so that no task waits for the engine's answer
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.engine.close()  # a start that was under way may have finished in between
+
+    def _notice_sleep(self) -> None:
+        suspended_s = self._surroundings.suspended_s()
+        if suspended_s - self._suspended_s > SLEPT_S:
+            self._suspended_s = suspended_s
+            if self.engine.is_alive:
+                self._gate.send(Resumed())
 
     def _carry_out_all(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:

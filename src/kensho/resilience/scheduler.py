@@ -353,7 +353,7 @@ class Scheduler:
         if self._is_closed:
             return
         for guard in self._guards.values():
-            guard.notice_death()
+            guard.notice_trouble()
         self._intake.pump()
 
     def _look(self) -> None:
