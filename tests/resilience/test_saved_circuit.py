@@ -54,7 +54,7 @@ def test_hard_open_stays_on_the_same_machine_and_looks_at_it_at_once() -> None:
     state = resumed(off, 50.0, "boot 1")
     assert (state.mode, state.hard, state.reason) == (Mode.HARD_OPEN, HardReason.DRIVER_MISMATCH, "because")
     state, effects = begun(state)
-    assert isinstance(effects[0], LookAtMachine)
+    assert isinstance(effects[-1], LookAtMachine)
 
 
 def test_hard_open_ends_with_a_reboot_or_another_version_and_so_does_the_doubling() -> None:

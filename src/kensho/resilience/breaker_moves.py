@@ -97,7 +97,7 @@ def go_hard_open(state: State, hard: HardReason, at: Moment, why: str) -> Result
 def look_again(state: State, at: Moment) -> Result:
     until_s = at.now_s + at.doubled(at.settings.check_s, state.checks + 1)
     state = replace(state, checks=state.checks + 1, until_s=until_s)
-    return state, (LookAtMachine(state.generation), SetTimer(until_s))
+    return state, (SetTimer(until_s), LookAtMachine(state.generation))  # what it sees may set another timer
 
 
 def give_back(state: State, at: Moment, why: str) -> Result:
