@@ -1,16 +1,17 @@
 """How long an engine may be silent in a user's stream before it is taken for hung. Pure.
 
 A fixed 5 s is far too long for an engine that makes a token every 5 ms, and too short for one that needs 3 s. So the
-budget is 20 times the p99 of this engine's own gaps, within bounds: simulated for a hang of 300 s, a budget of half a
-second made no request late, and one of 5 s made hundreds late. Before 50 gaps (or 20 first tokens) were seen the upper
+budget is 20 times the p99 of this engine's own gaps, within bounds: simulated for a hang of 300 s, budgets of half a
+second and of a whole one made no request late, and one of 5 s made hundreds late. Before 50 gaps (or 20 first tokens) were seen the upper
 bound holds.
 """
 
 from kensho.base.clock import Seconds
 
 FACTOR = 20.0
-LEAST_S: Seconds = 0.5
-"""No engine is killed for less: on a busy machine a process may not run for a quarter of a second."""
+LEAST_S: Seconds = 1.0
+"""No engine is killed for less: weights that are mapped may have to be read from a slow disk again, and a process may
+not run for a while on a busy machine. Half a second would find a hang sooner, and more often one that is none."""
 WARM_UP_GAPS, WARM_UP_FIRSTS = 50, 20
 _UP, _DOWN = 1.0 + 0.05 * 0.99, 1.0 - 0.05 * 0.01
 _PROMPT_BASE_IDS = 16
