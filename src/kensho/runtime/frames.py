@@ -75,9 +75,24 @@ class Generate(Struct):
     sampling: Sampling
 
 
-class Token(Struct):
-    request: int
-    id: int
+class Token:
+    """The message that matters: nine of ten. Written out, since making a Struct takes 2 us (4 with cold caches)."""
+
+    __slots__ = ("id", "request")
+    __match_args__ = ("request", "id")
+
+    def __init__(self, request: int, id: int) -> None:
+        self.request = request
+        self.id = id
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Token and (other.request, other.id) == (self.request, self.id)
+
+    def __hash__(self) -> int:
+        return hash((self.request, self.id))
+
+    def __repr__(self) -> str:
+        return f"Token(request={self.request}, id={self.id})"
 
 
 class Done(Struct):
@@ -151,7 +166,7 @@ _TOKEN_HEAD = _HEAD.pack(_TOKEN.size, _NUMBERS[Token])
 def encode(message: Message) -> bytes:
     """The frame of a message. Raises ConfigError when a number of the caller's does not fit into it."""
     try:
-        if type(message) is Token:  # the one that matters: nine of ten messages
+        if type(message) is Token:
             return _TOKEN_FRAME.pack(_TOKEN.size, _NUMBERS[Token], message.request, message.id)
         payload = _payload(message)
     except struct.error as error:
