@@ -2,8 +2,8 @@
 
 A fixed 5 s is far too long for an engine that makes a token every 5 ms, and too short for one that needs 3 s. So the
 budget is 20 times the p99 of this engine's own gaps, within bounds: simulated for a hang of 300 s, budgets of half a
-second and of a whole one made no request late, and one of 5 s made hundreds late. Before 50 gaps (or 20 first tokens) were seen the upper
-bound holds.
+second and of a whole one made no request late, and one of 5 s made hundreds late. Before 50 gaps (or 20 first tokens)
+were seen the upper bound holds.
 """
 
 from kensho.base.clock import Seconds
