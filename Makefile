@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help setup setup-dev demo crash-test test check bench bench-peers bench-runtime bench-breaker mutate soak dist lock golden system-deps clean
+.PHONY: help setup setup-dev demo crash-test test check bench bench-peers bench-runtime bench-breaker bench-overload mutate soak dist lock golden system-deps clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ build/breaker-peers/peers.stamp: requirements/breaker-peers.in
 
 bench-breaker: setup-dev build/breaker-peers/peers.stamp  ## the circuit breaker beside seven others: cost, and what they let through
 	@$(BIN)/python bench/breaker.py
+
+bench-overload: setup-dev  ## overload, simulated beside four peers and for real; engines killed in mid-stream (12 minutes)
+	@$(BIN)/python bench/overload.py
+	@echo; $(BIN)/python bench/failover.py
 
 mutate: setup-dev  ## change every line that decides, and see that a test fails (mutmut; half an hour)
 	@$(BIN)/python bench/mutate.py
