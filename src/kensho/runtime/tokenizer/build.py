@@ -64,7 +64,7 @@ def build_tables(tokenizer_json: bytes, meta: Mapping[str, object]) -> bytes:
     size = 1 + max([*words.tokens.values(), *(token.id for token in added)])
     if size > min(MAX_TOKENS, 2 * len(words.tokens) + 65_536):
         raise NotCovered(f"{len(words.tokens)} tokens have ids up to {size - 1}")
-    rewritten = rewrite(recipe.patterns, matched_points, nfc_exceptions() if ("nfc",) in recipe.normalizers else [])
+    rewritten = rewrite(recipe.patterns, matched_points, nfc_exceptions() if ("nfc",) in recipe.normalizers else ())
     plan = _plan(recipe, words, merges, tokenizer, rewritten.patterns)
     texts, kinds = texts_by_id(size, words, document, tokenizer, recipe)
     for left, right in merges:

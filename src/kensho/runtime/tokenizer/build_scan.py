@@ -2,7 +2,7 @@
 
 import sys
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from kensho.runtime.tokenizer.refuse import NotCovered
@@ -39,7 +39,8 @@ def matched_points(pattern: str) -> bytes:
     return bytes(found)
 
 
-def nfc_exceptions() -> list[int]:
+@cache
+def nfc_exceptions() -> tuple[int, ...]:
     """Code points whose texts are left to the library: unassigned here, or composed or ordered otherwise by it.
 
     Text of characters that are assigned is composed alike by every later version of Unicode (Unicode Standard
@@ -52,7 +53,7 @@ def nfc_exceptions() -> list[int]:
     known = sorted(set(range(sys.maxunicode + 1)) - set(odd) - set(_SURROGATES))
     for start in range(0, len(known), 64):
         odd += _different(library, known[start : start + 64])
-    return sorted(odd)
+    return tuple(sorted(odd))
 
 
 def _different(library: "Normalizer", points: list[int]) -> list[int]:
