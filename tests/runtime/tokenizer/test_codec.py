@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from kensho.base.errors import ConfigError, ModelError
 from kensho.base.events import Event
 from kensho.base.ids import Digest
 from kensho.runtime.text import TextCodec
-from kensho.runtime.tokenizer import build
+from kensho.runtime.tokenizer import build, table_tokenizer
 from kensho.runtime.tokenizer.build_folder import build_folder
 from kensho.runtime.tokenizer.builder import TablesBuilder
 from kensho.runtime.tokenizer.files import keep_reason, keep_tables, made_name, reason_against
@@ -214,6 +215,34 @@ def test_a_build_that_is_cancelled_leaves_no_process_and_no_file(make_model: Any
     assert not [pid for pid in children if b"build_child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert not list(here.glob("*.tables"))
     assert builder.is_wanted(digests)
+
+
+def test_a_build_that_never_ends_well_is_begun_three_times(make_model: Any, tmp_path: Path) -> None:
+    folder, here, events = make_model(), tmp_path / "graphs", list[Event]()
+    digests = digests_of(folder)
+    (folder / "tokenizer.json").write_text("{")  # what raises here could be a kernel that kills there
+    builder = TablesBuilder(here, env={}, clock=SystemClock(), emit=events.append)
+    for _ in range(3):
+        assert builder.is_wanted(digests)
+        asyncio.run(builder.build("m", "1", folder, digests))
+    assert not builder.is_wanted(digests)
+    assert [event.fields()["outcome"] for event in events] == ["failed"] * 3
+
+
+def test_tables_made_with_a_later_unicode_than_this_pythons_are_refused(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model("qwen")
+    digests = ship(folder)
+    monkeypatch.setattr(table_tokenizer, "unicodedata", SimpleNamespace(unidata_version="9.0.0"))
+    assert "made with Unicode" in TextCodec.load(folder, digests=digests).refused[0]
+
+
+def test_tables_are_for_little_endian_machines(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model()
+    digests = ship(folder)
+    monkeypatch.setattr(sys, "byteorder", "big")
+    assert "big-endian" in TextCodec.load(folder, digests=digests).refused[0]
 
 
 def test_tables_of_other_bytes_than_the_stores_are_not_kept(make_model: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kensho.base.network_guard import forbid_network
 from kensho.runtime.parent_death import die_with_parent
 from kensho.runtime.pins import FileLock
 from kensho.runtime.tokenizer.build_folder import build_folder
-from kensho.runtime.tokenizer.files import keep_reason, keep_tables, made_name, sources_of
+from kensho.runtime.tokenizer.files import forget_tries, keep_reason, keep_tables, made_name, note_try, sources_of
 from kensho.runtime.tokenizer.refuse import NotCovered
 from kensho.runtime.tokenizer.tables import Tables
 
@@ -34,11 +34,14 @@ def main() -> None:
     if lock is None:
         return
     try:
+        note_try(digests, made_here)
         data = build_folder(folder)
         if Tables(memoryview(data), folder.name).meta["sources"] == sources_of(digests):
             keep_tables(data, digests, made_here)
+            forget_tries(digests, made_here)
     except NotCovered as error:
         keep_reason(error.reason, digests, made_here)
+        forget_tries(digests, made_here)
     finally:
         lock.close(remove=True)
 

@@ -83,6 +83,26 @@ def reason_against(digests: Mapping[str, Digest], made_here: Path) -> str:
         return ""
 
 
+def count_tries(digests: Mapping[str, Digest], made_here: Path) -> int:
+    """How many builds for these sources came to no end: the process was killed, or the disk refused."""
+    try:
+        return (made_here / f"{made_name(digests)}.tries").stat().st_size
+    except OSError:
+        return 0
+
+
+def note_try(digests: Mapping[str, Digest], made_here: Path) -> None:
+    """Before a build: one byte more. Raises OSError."""
+    with (made_here / f"{made_name(digests)}.tries").open("ab") as file:
+        file.write(b".")
+
+
+def forget_tries(digests: Mapping[str, Digest], made_here: Path) -> None:
+    """After a build that came to an end, or was ended by whoever wanted it."""
+    with contextlib.suppress(OSError):
+        (made_here / f"{made_name(digests)}.tries").unlink()
+
+
 def keep_tables(data: bytes, digests: Mapping[str, Digest], made_here: Path) -> None:
     """Put tables into the folder of this machine: whole or not at all, whoever else does it. Raises OSError."""
     _put(made_here, f"{made_name(digests)}.tables", data)
