@@ -8,7 +8,7 @@ from kensho.runtime.tokenizer.cuts import MAX_BITS, bit_of
 from kensho.runtime.tokenizer.lookup import CANONICAL, PAIR_FACTOR, PAIR_SHIFT
 
 MAX_LOAD = 0.62
-"""Share of slots taken: start_path 2.1."""
+"""Share of slots taken, at most: the searches of `lookup` stay short."""
 
 
 def vocab_slots(words: Words, canonical: set[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""Cut a text that has no pre-tokenizer into short pieces, where no merge can ever join (start_path 2.2). Pure.
+"""Cut a text that has no pre-tokenizer into short pieces, where no merge can ever join. Pure.
 
 A merge joins its left token's last character to its right token's first one. A place in a text whose two characters
 are so joined by no merge at all is in no token, whatever happens around it: cutting there changes nothing.
