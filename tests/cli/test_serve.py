@@ -155,8 +155,20 @@ def test_faults_and_levels_are_changed_while_it_runs(store: Path, daemon: Daemon
     assert b"resilience.request.finished" in log.read_bytes()[before:]
 
 
+def test_a_person_takes_an_engine_out_and_gives_it_back(daemon: Daemon) -> None:
+    assert daemon.kensho("run", "demo", "hi", "--quiet").returncode == 0
+    out = json.loads(daemon.kensho("circuit", "primary", "open", "--json").stdout)
+    assert (out["state"], out["reason"]) == ("FORCED_OPEN", "a person said so")
+    answer = json.loads(daemon.kensho("run", "demo", QUESTION.question, "--json").stdout.splitlines()[-1])
+    assert (answer["text"], answer["engine"]) == (QUESTION.answer, "standby")
+    back = json.loads(daemon.kensho("circuit", "primary", "auto", "--json").stdout)
+    assert back["state"] != "FORCED_OPEN"
+    assert daemon.kensho("circuit", "third", "open").returncode == 1
+    assert daemon.kensho("circuit", "primary", "open", "--for", "0").returncode == 2
+
+
 def test_what_needs_a_daemon_ends_with_8_without_one(tmp_path: Path) -> None:
-    for command in (["fault", "primary", "crash"], ["level", "runtime", "debug"]):
+    for command in (["fault", "primary", "crash"], ["circuit", "primary", "auto"], ["level", "runtime", "debug"]):
         done = kensho(tmp_path / "none", *command, "--json")
         assert (done.returncode, json.loads(done.stdout)["error"]) == (8, "no_daemon")
 

@@ -1,7 +1,6 @@
 """What is loaded in this application and how it does, as values: for `status` and for whoever watches."""
 
 from kensho.app.serving import Serving
-from kensho.base.clock import Seconds
 from kensho.base.structs import Struct
 
 
@@ -12,12 +11,8 @@ class EngineActivity(Struct, kw_only=True):
     pid: int | None
     """None: its process does not run now."""
     tier: str
-    circuit: str
-    """CLOSED, OPEN, HALF_OPEN ...: see docs of `resilience.circuit`."""
-    reason: str
-    """Why it is in that state."""
-    fallback_for_s: Seconds | None
-    """Until time alone changes the state; None if it does not."""
+    circuit: dict[str, object]
+    """Row S3: `state`, `reason`, `advice`, `fallback_for_s`, counters ...: `resilience.circuit_status`."""
 
 
 class LoadedModel(Struct, kw_only=True):
@@ -48,9 +43,7 @@ def describe_loaded(serving: Serving) -> list[LoadedModel]:
                 engine=engine.name,
                 pid=engine.pid,
                 tier=served.tier_of(engine.name),
-                circuit=str(queue.circuits[engine.name].mode.value),
-                reason=queue.circuits[engine.name].reason,
-                fallback_for_s=queue.circuits[engine.name].leaves_in_s,
+                circuit=queue.circuits[engine.name].as_fields(),
             )
             for engine in served.engines
         )

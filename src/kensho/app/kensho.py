@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Self
 from kensho import __version__
 from kensho.app.answer_stream import AnswerStream
 from kensho.app.answers import GenerateOptions, Prompt
-from kensho.app.deliveries import SCRUB_RETRY_S, Deliveries, read_root
+from kensho.app.deliveries import Deliveries, read_root
 from kensho.app.status import Status, with_tiers
-from kensho.base.clock import Clock
+from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import (
     ConfigError,
-    KenshoError,
     NotInstalled,
     UsageError,
 )
-from kensho.base.events import Event, Level, ScrubFailed, Service
+from kensho.base.events import Event, Level, Service
 from kensho.base.ids import check_name
 from kensho.settings import Settings
 from kensho.telemetry.log_file import LogFile
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from kensho.delivery.repair import RepairReport
     from kensho.delivery.store import InstalledModel
     from kensho.delivery.updater import PullReport
+    from kensho.resilience.circuit import Mode
     from kensho.runtime.frames import FaultKind
     from kensho.runtime.loaded_graph import LoadedGraph
     from kensho.runtime.prefork import Prefork
@@ -203,8 +203,7 @@ class Kensho:
 
     def engine_pids(self, model: str) -> dict[str, int | None]:
         """Process ids of a loaded model's engine hosts by engine name; None for one that is not running."""
-        served = self._serving.served(model) if self._serving else None
-        return {engine.name: engine.pid for engine in served.engines} if served else {}
+        return {engine.name: engine.pid for engine in self._engines(model)}
 
     def arm_fault(self, model: str, engine: str, kind: "FaultKind", *, times: int = 1) -> None:
         """Let the next `times` requests to an engine of a loaded model meet a real failure (row S6): a rehearsal.
@@ -216,6 +215,14 @@ class Kensho:
     def clear_faults(self, model: str, engine: str) -> None:
         """The engine works again as it can. Raises what `arm_fault` does."""
         self._engine(model, engine).clear_faults()
+
+    def force_circuit(self, model: str, engine: str, mode: "Mode | None", *, for_s: Seconds | None = None) -> None:
+        """A person's word about one engine of a loaded model: FORCED_OPEN, FORCED_CLOSED or METRICS_ONLY, for so many
+        seconds (None: until it is taken back), or None: the circuit decides again, HARD_OPEN included. ConfigError."""
+        self._engine(model, engine)
+        served = self._serve().served(model)
+        assert served is not None  # noqa: S101  # it has that engine
+        served.scheduler.force(engine, mode, for_s)
 
     # --- the ends ---
 
@@ -247,7 +254,9 @@ class Kensho:
         if self.settings.scrub:
             import asyncio
 
-            self._scrubbing = asyncio.create_task(self._scrub())
+            from kensho.app.scrubbing import scrub_for_ever
+
+            self._scrubbing = asyncio.create_task(scrub_for_ever(self._deliveries, self.emit))
         if self.settings.warm or self.settings.warm_up:
             import asyncio
 
@@ -277,11 +286,14 @@ class Kensho:
     # --- below ---
 
     def _engine(self, model: str, engine: str) -> "LoadedEngine":
+        for host in self._engines(model):
+            if host.name == engine:
+                return host
+        raise ConfigError(f"model {model!r} has no loaded engine {engine!r}", advice="let it answer once first")
+
+    def _engines(self, model: str) -> "Sequence[LoadedEngine]":
         served = self._serving.served(model) if self._serving else None
-        hosts = {host.name: host for host in served.engines} if served else {}
-        if engine not in hosts:
-            raise ConfigError(f"model {model!r} has no loaded engine {engine!r}", advice="let it answer once first")
-        return hosts[engine]
+        return served.engines if served else ()
 
     def _serve(self) -> "Serving":
         if self._serving is None:
@@ -303,25 +315,6 @@ class Kensho:
     def _ensure_store(self) -> None:
         if self._source is not None and self._root is not None and not self._deliveries.has_store():
             self._deliveries.init(self._source, read_root(self._root))
-
-    async def _scrub(self) -> None:
-        """For as long as the application is open, on one thread that yields to all others."""
-        import asyncio
-        from concurrent.futures import ThreadPoolExecutor
-
-        from kensho.delivery.scrub import lower_priority
-
-        loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "scrub", initializer=lower_priority)
-        try:
-            while True:
-                try:
-                    wait_s = await loop.run_in_executor(thread, self._deliveries.scrub)
-                except KenshoError as error:  # the disk is away, say: it may come back, and this is the one who looks
-                    self.emit(ScrubFailed(reason=error.message, delay_s=SCRUB_RETRY_S))
-                    wait_s = SCRUB_RETRY_S
-                await asyncio.sleep(wait_s)
-        finally:
-            await asyncio.to_thread(thread.shutdown)  # waits for the thread, not holding up the event loop
 
     async def _warm_up(self) -> None:
         """For as long as the application is open (row R6)."""

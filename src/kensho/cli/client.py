@@ -38,7 +38,7 @@ TYPE_CHECKING = False  # importing `typing` would cost more than the rest of thi
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SERVED = ("run", "status", "warm", "fault", "level")
+SERVED = ("run", "status", "warm", "fault", "circuit", "level")
 """The commands that a daemon runs."""
 
 ACCEPT_S = 2.0

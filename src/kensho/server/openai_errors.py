@@ -14,6 +14,7 @@ from kensho.base.errors import (
     NotEnoughMemory,
     NotInstalled,
     Overloaded,
+    PoisonRequest,
     StorageError,
     TransportError,
     TrustError,
@@ -47,6 +48,7 @@ _TABLE: tuple[tuple[type[KenshoError], int, str, str], ...] = (
     # first match wins: the special before the general
     (NotInstalled, 404, "invalid_request_error", "model_not_found"),
     (ConfigError, 400, "invalid_request_error", ""),
+    (PoisonRequest, 422, "invalid_request_error", ""),
     (Overloaded, 503, "overloaded_error", ""),
     (NotEnoughMemory, 503, "overloaded_error", ""),
     (EngineError, 502, "engine_error", ""),

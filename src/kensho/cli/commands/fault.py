@@ -31,7 +31,7 @@ async def act(context: Context, app: "Kensho") -> Result:
         raise ConfigError("this daemon does not allow faults", advice="start it with kensho serve --allow-faults")
     if not 1 <= args.times <= 1000:
         raise UsageError(f"--times cannot be {args.times}", advice="use a number from 1 to 1000")
-    model = args.model or _only([loaded.model for loaded in app.loaded()])
+    model = args.model or only_model([loaded.model for loaded in app.loaded()])
     if args.kind == "clear":
         app.clear_faults(model, args.engine)
         context.output.data(f"engine {args.engine} of {model} works as it can")
@@ -42,7 +42,8 @@ async def act(context: Context, app: "Kensho") -> Result:
     return Result(keys={"model": model, "engine": args.engine, "kind": args.kind, "times": args.times})
 
 
-def _only(models: list[str]) -> str:
+def only_model(models: list[str]) -> str:
+    """The one that is meant when none is named."""
     names = list(dict.fromkeys(models))
     if len(names) == 1:
         return names[0]

@@ -98,8 +98,11 @@ def _describe_daemon(loaded: "list[LoadedModel] | None") -> "Iterator[str]":
         yield f"  {', '.join(words)}"
         for engine in model.engines:
             where = f"process {engine.pid}" if engine.pid else "not running"
-            why = f" ({engine.reason})" if engine.circuit != "CLOSED" and engine.reason else ""
-            yield f"    {engine.engine}: {engine.circuit}{why}, {engine.tier} tier, {where}"
+            state, reason, advice = (engine.circuit[key] for key in ("state", "reason", "advice"))
+            why = f" ({reason})" if state != "CLOSED" and reason else ""
+            yield f"    {engine.engine}: {state}{why}, {engine.tier} tier, {where}"
+            if advice:
+                yield f"      {advice}"
 
 
 def _time(at_s: float) -> str:
