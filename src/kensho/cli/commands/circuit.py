@@ -22,8 +22,7 @@ def add_arguments(arguments: Arguments) -> None:
         "word",
         metavar="WORD",
         choices=tuple(WORDS),
-        help="open: no requests; closed: requests whatever happens; watch: requests, and it says when it would have "
-        "opened; auto: it decides by itself again",
+        help="open, closed, watch (closed, but says when it would open) or auto (it decides)",
     )
     arguments.add_argument("--for", dest="for_s", type=float, metavar="SECONDS", help="default: until auto is said")
     arguments.add_argument("--model", metavar="M", help="default: the one that is loaded")
