@@ -3,9 +3,11 @@
 import asyncio
 
 from kensho.app import GenerateOptions
+from kensho.app.publishing import FILE_NAME, MAX_FILE_BYTES, made_files
 from kensho.base.events import ChunkCorrupt, ChunkRepaired, CompileFinished
 from kensho.base.units import size_text
 from kensho.delivery.keys import keygen
+from kensho.delivery.published_file import read_published
 from kensho.delivery.publisher import PublishReport, publish
 from kensho.demo.second_version import copy_model, make_second_version
 from kensho.demo.stage import FIRST, MODEL, SECOND, Stage, check, embedded_model, questions
@@ -88,17 +90,25 @@ def update_and_roll_back(stage: Stage) -> str:
 
 
 def _publish(stage: Stage, version: str) -> PublishReport:
-    with stage.open_app() as app:
+    source = stage.source if version == FIRST else stage.second_source
+    with stage.open_app() as app, made_files(source, lambda: _tables_of_before(stage, version)) as made:
+        if made.seconds:
+            stage.say(f"its tokenizer was compiled into tables of {size_text(made.size_bytes)} in {made.seconds:.1f} s")
         return publish(
-            stage.source if version == FIRST else stage.second_source,
+            source,
             stage.repository,
             stage.keys,
             model=MODEL,
             version=version,
+            made=made.files,
             changelog=f"version {version} of the demonstration model",
             now=app.now(),
             emit=app.emit,
         )
+
+
+def _tables_of_before(stage: Stage, version: str) -> bytes | None:
+    return None if version == FIRST else read_published(stage.repository, MODEL, FILE_NAME, max_bytes=MAX_FILE_BYTES)
 
 
 async def _ask(stage: Stage, question: str) -> str:

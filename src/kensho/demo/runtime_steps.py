@@ -145,7 +145,7 @@ async def _crash(stage: Stage, question: Question) -> str:
                 check([token.id async for token in again] == wanted, "the returned engine gives the same ids")
                 if again.record.engine == "primary":
                     break
-        stage.say(f"requests come back to it by and by: it answered the {asked}. question after its return")
+        stage.say(f"requests come back to it by and by: it answered question {asked} after its return")
     stage.say("the first engine was slowed by fault injection (0.3 s a token), or the kill would come too late:")
     stage.say("this small model says it all in 5 ms. No other time was changed: a crashed engine starts again at once")
     return f"gap {stream.record.gap_ms:.0f} ms, 0 tokens lost or repeated, primary back"
