@@ -32,13 +32,14 @@ class CircuitFile:
         self._emit = emit
         self._lock = threading.Lock()
         self._changes: dict[str, SavedCircuit] = {}
+        self._being_written: dict[str, SavedCircuit] = {}
         self._writer: ThreadPoolExecutor | None = None
 
     def load(self, model: str, engine: str) -> SavedCircuit | None:
         """What was kept of this circuit; None: nothing. 20 us while there is no file."""
         key = f"{model}/{engine}"
         with self._lock:
-            waiting = self._changes.get(key)
+            waiting = self._changes.get(key) or self._being_written.get(key)
         return waiting or self._read().get(key)
 
     def save(self, model: str, engine: str, circuit: SavedCircuit) -> None:
@@ -79,8 +80,13 @@ class CircuitFile:
     def _write(self) -> None:
         with self._lock:
             changes, self._changes = self._changes, {}
-        if not changes:
-            return
+            self._being_written = changes
+        if changes:
+            self._put(changes)
+        with self._lock:
+            self._being_written = {}
+
+    def _put(self, changes: dict[str, SavedCircuit]) -> None:
         before = self._read()
         kept = {key: one for key, one in (before | changes).items() if one.mode is not Mode.CLOSED}
         if kept == before:
