@@ -382,8 +382,8 @@ def test_a_million_queued_cancels_cost_a_constant_time_each_and_leave_nothing() 
     waiting = queue(bound=100)
     fill(waiting, LOW, 99)
     ticket, _ = waiting.offer(LOW, 9.0, 0.0, NOTHING_KNOWN)
-    for _ in range(1_000_000 // 50):  # a sample; `make soak` has them all
-        assert waiting.cancel(ticket) or True
+    for _ in range(20_000):  # a sample; `make soak` has the million
+        assert waiting.cancel(ticket)
         assert not waiting.cancel(ticket)
         ticket, _ = waiting.offer(LOW, 9.0, 0.0, NOTHING_KNOWN)
     assert len(waiting) == 100
