@@ -64,7 +64,7 @@ async def _until_answered(
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise _Late(request) from None
+            raise _Late(request, floor) from None
         except EngineLost as lost:
             now_s = floor.clock.monotonic_s()
             progress.lost(lost.engine, lost.why, lost.silent_since_s)
@@ -104,7 +104,10 @@ async def _once(guard: Guard, floor: Floor, call: Callable[[Engine], Awaitable[T
 class _Late(Exception):
     """Carries the error past those of the intake, which has told its own."""
 
-    def __init__(self, request: Request) -> None:
-        name = request.priority.name.lower()
-        self.error = DeadlineMissed(f"{name} request was not complete by its deadline", advice="allow more time")
+    def __init__(self, request: Request, floor: Floor) -> None:
+        self.error = DeadlineMissed(
+            f"{request.priority.name.lower()} request was not complete by its deadline",
+            advice="allow more time, or come back later",
+            retry_after_s=floor.intake.estimate().service_s,
+        )
         super().__init__(str(self.error))
