@@ -117,6 +117,7 @@ def test_what_was_asked_reaches_the_application() -> None:
     assert (drawn.seed, given.seed, greedy.seed) == (42, (1 << 64) - 1, 0)
     assert (given.priority, given.deadline_s, given.is_raw_prompt) == ("critical", 0.02, False)
     assert (greedy.priority, greedy.deadline_s) == ("normal", None)
+    assert (drawn.is_whole, given.is_whole, greedy.is_whole) == (True, True, False)
 
 
 def test_a_completion_goes_on_with_the_text_as_it_is() -> None:

@@ -81,6 +81,9 @@ class Completions:
             seed=seed % (1 << 64),
             priority=asked.priority,
             deadline_s=asked.deadline_s,
+            # A deadline of the client's is for what it waits for. Ours are for the first token: an answer that may be
+            # long and seldom is would be refused for its bound.
+            is_whole=asked.deadline_s is not None and not asked.is_stream,
             is_raw_prompt=not self._is_chat,
         )
         shape = ReplyShape(
