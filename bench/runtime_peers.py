@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).with_name("peers")
 LLAMA, BARE_LLAMA, OPENVINO, ORT = "llama.cpp q8_0", "llama.cpp q8_0, no vocabulary", *NAMES[-2:]
 MAPPED, PACKED = "kensho mapped", "kensho packed"
+MEASURED = ("cold 2", "loads 1", "loads 2", "steady 1", "steady 2", "second 1")
+"""What is measured, and the number of threads."""
 COLD = 0.01
 """Part of an engine's files that may be in memory before a cold start."""
 Numbers = dict[str, float]
@@ -50,8 +52,12 @@ def main() -> None:
     for number in range(args.rounds):
         own["compile"].append(runtime_compile.child("compile", args.work / "270m", fresh(args.work / "compiled")))
         own["raw"].append(runtime_compile.child("raw", args.work / "270m", fresh(args.work / "built")))
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            found[name].append(measure(name, args.work, python[name]))
+        of_round: dict[str, Numbers] = {name: {} for name in names}
+        for what in MEASURED:  # the same of all engines within seconds of each other: the machine changes
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                of_round[name] |= measure(what, name, args.work, python[name])
+        for name in names:
+            found[name].append(of_round[name])
         print(f"round {number + 1} of {args.rounds}: load average {os.getloadavg()[0]:.1f}", flush=True)
     print_errors(args.work, python)
     print_all(found)
@@ -141,21 +147,23 @@ def run(part: str, name: str, work: Path, python: Path, threads: int) -> Numbers
     return numbers
 
 
-def measure(name: str, work: Path, python: Path) -> Numbers:
-    """One round of one engine; keys end in the number of threads."""
-    found: Numbers = {}
+def measure(what: str, name: str, work: Path, python: Path) -> Numbers:
+    """One measurement of one engine; keys end in the number of threads."""
     files = files_of(name, work)
-    for threads in (1, 2):
+    part, _, threads = what.partition(" ")
+    if part == "cold":
+        drop(files)
+        share = cached_share(files)
+        if share > COLD:
+            sys.exit(f"{name}: {share:.0%} of its files stay in the page cache; no cold start can be measured here")
+        cold = run("first", name, work, python, int(threads))
         warm(files)
-        for part in ("loads", "steady"):
-            if part == "loads" or name != BARE_LLAMA:
-                found |= {f"{key} {threads}": value for key, value in run(part, name, work, python, threads).items()}
-    drop(files)
-    share = cached_share(files)
-    if share > COLD:
-        sys.exit(f"{name}: {share:.0%} of its files stay in the page cache; no cold start can be measured here")
-    found |= {f"cold {key}": value for key, value in run("first", name, work, python, 2).items()}
-    return found | second_process(name, work, python)
+        return {f"cold {key}": value for key, value in cold.items()}
+    if part == "second":
+        return second_process(name, work, python)
+    if part == "steady" and name == BARE_LLAMA:
+        return {}  # only its loading differs
+    return {f"{key} {threads}": value for key, value in run(part, name, work, python, int(threads)).items()}
 
 
 def second_process(name: str, work: Path, python: Path) -> Numbers:
