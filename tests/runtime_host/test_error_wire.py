@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base import errors
-from kensho.runtime.error_wire import describe_error, restore_error
+from kensho.runtime.error_wire import _classes, describe_error, restore_error
+from kensho.runtime.tokenizer.refuse import NotCovered
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,12 @@ def test_an_error_of_ours_arrives_as_what_it_was(error: errors.KenshoError) -> N
     arrived = restore_error(json.loads(json.dumps(describe_error(error))))
     assert type(arrived) is type(error)
     assert (str(arrived), arrived.facts) == (str(error), error.facts)
+
+
+def test_a_special_error_of_a_module_arrives_as_its_family() -> None:
+    arrived = restore_error(describe_error(NotCovered("odd")))
+    assert type(arrived) is errors.ModelError
+    assert NotCovered not in set(_classes(errors.KenshoError))
 
 
 def test_a_foreign_error_becomes_an_engine_error_without_a_traceback() -> None:

@@ -35,7 +35,9 @@ def restore_error(data: Mapping[str, object]) -> KenshoError:
 
 
 def _classes(kind: type[KenshoError]) -> Iterator[type[KenshoError]]:
-    yield kind
+    """Those of `base.errors`: a special one that a module makes of them has their code, and a constructor of its own."""
+    if kind.__module__ == KenshoError.__module__:
+        yield kind
     for child in kind.__subclasses__():
         yield from _classes(child)
 
