@@ -39,7 +39,7 @@ def chat(client: openai.OpenAI, **named: object) -> object:
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("demo", "model", "kensho")
-    assert abs(model.created - time.time()) < 300
+    assert 0 <= time.time() - model.created < 86400
     assert client.models.retrieve("demo").id == "demo"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("absent")
