@@ -24,6 +24,7 @@ from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.runtime.compiler import Compiler
+from kensho.runtime.cpus import read_cpus
 from kensho.runtime.early_host import EarlyHosts
 from kensho.runtime.frames import Tier
 from kensho.runtime.graph_cache import GraphCache
@@ -71,7 +72,7 @@ class ModelOpener:
         self._clock = clock
         self._tables = TablesInBackground(settings, clock=clock, emit=emit)
         self._emit = emit = self._tables.hear
-        self._threads = settings.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        self._threads = settings.threads or min(MAX_THREADS, read_cpus())
         self._compiler = Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=emit)
         self._loader = _make_loader(settings, self._compiler, self._threads, clock=clock, emit=emit)
         self._circuits = CircuitFile(settings.store / "circuits.json", emit=emit)

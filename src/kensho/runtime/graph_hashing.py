@@ -11,6 +11,7 @@ from pathlib import Path
 from kensho.base.errors import Damaged
 from kensho.base.ids import Digest, digest_of
 from kensho.base.structs import Struct
+from kensho.runtime.cpus import read_cpus
 from kensho.runtime.header import BLOCK_BYTES, GraphHeader, Role, Section
 
 _MAX_THREADS = 4
@@ -138,7 +139,7 @@ def _verify_block(descriptor: int, block: _Block) -> None:
 
 
 def _threads() -> int:
-    return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    return min(_MAX_THREADS, read_cpus())
 
 
 def _refuse(message: str, reason: str = "damaged", **facts: object) -> Damaged:
