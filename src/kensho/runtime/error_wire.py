@@ -35,7 +35,7 @@ def restore_error(data: Mapping[str, object]) -> KenshoError:
 
 
 def _classes(kind: type[KenshoError]) -> Iterator[type[KenshoError]]:
-    """Those of `base.errors`: a special one that a module makes of them has their code, and a constructor of its own."""
+    """Those of `base.errors`: a special one that a module makes of them has its own constructor."""
     if kind.__module__ == KenshoError.__module__:
         yield kind
     for child in kind.__subclasses__():
