@@ -219,4 +219,4 @@ def test_sixty_four_threads_never_meet_two_canaries_and_every_permit_is_settled_
     settled = counters.successes + counters.cancelled + counters.stale + counters.failures
     good, bad, cancelled = (crowd.outcomes[key] for key in ("good", "bad", "cancelled"))
     assert settled == good + bad + cancelled
-    assert counters.canaries > 50
+    assert counters.canaries > 3
