@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.runtime.cpus import parse_cfs, parse_cpu_groups, parse_max, read_cpus, usable
+from kensho.runtime.cgroups import cgroup_paths
+from kensho.runtime.cpus import parse_cfs, parse_max, read_cpus, usable
 
 
 @pytest.mark.parametrize(
@@ -31,13 +32,13 @@ def test_a_group_s_time_of_version_1(quota: str, period: str, cpus: float | None
 
 
 def test_every_group_above_ours_may_be_the_narrow_one() -> None:
-    assert parse_cpu_groups("0::/a/b\n") == ["./a/b", "./a", "."]
-    assert parse_cpu_groups("5:cpu,cpuacct:/d/x\n4:memory:/d/x\n") == [
+    assert cgroup_paths("0::/a/b\n", "cpu") == ["./a/b", "./a", "."]
+    assert cgroup_paths("5:cpu,cpuacct:/d/x\n4:memory:/d/x\n", "cpu") == [
         "cpu,cpuacct/d/x",
         "cpu,cpuacct/d",
         "cpu,cpuacct",
     ]
-    assert parse_cpu_groups("0::/../../outside\n") == ["./outside", "."]
+    assert cgroup_paths("0::/../../outside\n", "cpu") == ["./outside", "."]
 
 
 def test_one_processor_s_time_on_a_large_machine_is_one_thread() -> None:

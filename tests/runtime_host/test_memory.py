@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.memory import parse_available, parse_cgroups, parse_room, read_memory
+from kensho.runtime.cgroups import cgroup_paths
+from kensho.runtime.memory import parse_available, parse_room, read_memory
 
 MEMINFO = "MemTotal:       24105000 kB\nMemFree:  1 kB\nMemAvailable:   2000 kB\n"
 
@@ -65,7 +66,7 @@ def test_a_machine_that_says_nothing_sets_no_bound(tmp_path: Path) -> None:
 def test_no_text_makes_the_readers_fail_or_leave_the_folder(text: str, other: str) -> None:
     parse_available(text)
     parse_room(text, other, text, ["inactive_file"])
-    assert not any(".." in path.split("/") for path in parse_cgroups(text))
+    assert not any(".." in path.split("/") for path in cgroup_paths(text, "memory"))
 
 
 def test_this_machine_says_something() -> None:

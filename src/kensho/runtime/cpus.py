@@ -1,20 +1,22 @@
 """How many processors this process may really use: its affinity, and the time that its cgroups grant.
 
 A container with one processor's time on a machine of 64 sees 64 processors. As many threads would be stopped together,
-in the middle of a product, for most of every period. Both versions of cgroups are read, and every cgroup above ours,
-since each of them may be the narrow one. `parse_*` and `usable` are pure; `read_cpus` is the edge: some 10 small reads.
+in the middle of a product, for most of every period. `parse_*` and `usable` are pure; `read_cpus` is the edge: some 10
+small reads.
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_MAX_BYTES = 4096
+from kensho.runtime.cgroups import cgroup_folders, read_small
 
 
 def read_cpus(root: Path = Path("/")) -> int:
     """Processors that may be kept busy, at least 1. What cannot be read sets no bound."""
-    return usable(len(os.sched_getaffinity(0)), (quota for folder in _cgroups(root) for quota in _quotas(folder)))
+    return usable(
+        len(os.sched_getaffinity(0)), (quota for folder in cgroup_folders(root, "cpu") for quota in _quotas(folder))
+    )
 
 
 def usable(affinity: int, quotas: Iterable[float | None]) -> int:
@@ -36,38 +38,12 @@ def parse_cfs(quota: str, period: str) -> float | None:
     return _share(quota.strip(), period.strip())
 
 
-def parse_cpu_groups(text: str) -> list[str]:
-    """Paths below /sys/fs/cgroup of the groups that may bound our time, from /proc/self/cgroup: ours and above."""
-    found: list[str] = []
-    for line in text.splitlines():
-        parts = line.split(":", 2)
-        if len(parts) != 3 or not ("cpu" in parts[1].split(",") or parts[1] == ""):
-            continue
-        names = [name for name in parts[2].split("/") if name not in ("", ".", "..")]
-        mount = parts[1] or "."
-        found += ["/".join([mount, *names[:count]]) for count in range(len(names), -1, -1)]
-    return found
-
-
 def _share(quota: str, period: str) -> float | None:
     if quota.isdecimal() and period.isdecimal() and int(period) > 0:
         return int(quota) / int(period)
     return None
 
 
-def _cgroups(root: Path) -> Iterator[Path]:
-    for path in parse_cpu_groups(_read(root / "proc/self/cgroup")):
-        yield root / "sys/fs/cgroup" / path
-
-
 def _quotas(folder: Path) -> Iterator[float | None]:
-    yield parse_max(_read(folder / "cpu.max"))
-    yield parse_cfs(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            return file.read(_MAX_BYTES)
-    except OSError:
-        return ""
+    yield parse_max(read_small(folder / "cpu.max"))
+    yield parse_cfs(read_small(folder / "cpu.cfs_quota_us"), read_small(folder / "cpu.cfs_period_us"))

@@ -1,14 +1,14 @@
 """How much memory may still be taken on this machine: by the kernel's own estimate and by the limits of the cgroups.
 
 In a container the machine's free memory says nothing: the cgroup's limit ends the process (failure 15 of the graph
-cache). Both versions of cgroups are read, and every cgroup above ours, since each of them may be the narrow one.
-`parse_*` are pure; `read_memory` is the edge. Costs some 20 small reads, under a millisecond.
+cache). `parse_*` are pure; `read_memory` is the edge. Costs some 20 small reads, under a millisecond.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-_MAX_BYTES = 64 * 1024
+from kensho.runtime.cgroups import cgroup_folders, read_small
+
 _FILES = (
     # limit, usage, page cache: it counts as usage (a model that was just downloaded fills it), and is given back
     ("memory.max", "memory.current", ("inactive_file", "active_file")),
@@ -18,8 +18,8 @@ _FILES = (
 
 def read_memory(root: Path = Path("/")) -> int:
     """Bytes that may still be taken. What cannot be read sets no bound; with nothing readable: 2**62."""
-    rooms = [parse_available(_read(root / "proc/meminfo"))]
-    rooms += [_room(folder) for folder in _cgroups(root)]
+    rooms = [parse_available(read_small(root / "proc/meminfo"))]
+    rooms += [_room(folder) for folder in cgroup_folders(root, "memory")]
     return min((room for room in rooms if room is not None), default=1 << 62)
 
 
@@ -41,35 +41,9 @@ def parse_room(limit: str, usage: str, stat: str, reclaimable: Sequence[str]) ->
     return max(0, int(limit) - int(usage) + sum(int(text) for text in back if text.isdecimal()))
 
 
-def parse_cgroups(text: str) -> list[str]:
-    """Paths below /sys/fs/cgroup of the groups that may bound our memory, from /proc/self/cgroup: ours and above."""
-    found: list[str] = []
-    for line in text.splitlines():
-        parts = line.split(":", 2)
-        if len(parts) != 3 or not ("memory" in parts[1].split(",") or parts[1] == ""):
-            continue
-        names = [name for name in parts[2].split("/") if name not in ("", ".", "..")]
-        mount = "memory" if parts[1] else "."
-        found += ["/".join([mount, *names[:count]]) for count in range(len(names), -1, -1)]
-    return found
-
-
-def _cgroups(root: Path) -> Iterator[Path]:
-    for path in parse_cgroups(_read(root / "proc/self/cgroup")):
-        yield root / "sys/fs/cgroup" / path
-
-
 def _room(folder: Path) -> int | None:
     for limit, usage, reclaimable in _FILES:
-        text = _read(folder / limit)
+        text = read_small(folder / limit)
         if text:
-            return parse_room(text, _read(folder / usage), _read(folder / "memory.stat"), reclaimable)
+            return parse_room(text, read_small(folder / usage), read_small(folder / "memory.stat"), reclaimable)
     return None
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            return file.read(_MAX_BYTES)
-    except OSError:
-        return ""
