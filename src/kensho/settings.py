@@ -152,12 +152,6 @@ def load_settings(
     return Settings(**values)  # type: ignore[arg-type]  # every value was checked against its field
 
 
-def wants_color(environ: Mapping[str, str] | None = None) -> bool:
-    """False when NO_COLOR is set to anything (no-color.org) or the terminal is dumb."""
-    environ = os.environ if environ is None else environ
-    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-
-
 def _default_store(environ: Mapping[str, str]) -> str:
     home = environ.get("HOME") or "."
     return str(Path(environ.get("XDG_DATA_HOME") or Path(home) / ".local" / "share") / "kensho")
