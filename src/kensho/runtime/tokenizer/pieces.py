@@ -1,5 +1,6 @@
 """The ids of one piece of text: a whole token, or merges. Remembered for pieces that are short enough to come again."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import chain
 
@@ -20,7 +21,7 @@ _CHARS_KEPT = 4096
 Ids = tuple[int, ...]
 
 
-class Pieces:
+class Pieces(ABC):
     """Call `encode` with the pieces of a text."""
 
     def __init__(self, tables: Tables, plan: Plan) -> None:
@@ -57,13 +58,13 @@ class Pieces:
             self._parts.keep(piece, ids)
         return ids
 
+    @abstractmethod
     def _cut(self, piece: str) -> list[str]:
         """At the places where nothing can be joined, if it is worth looking for them; at least one part."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _symbols(self, piece: str) -> list[int]:
         """The ids that merges begin with."""
-        raise NotImplementedError
 
     def _whole_token(self, piece: str, *, has_to_be_merged: bool) -> Ids:
         """Nothing, if the piece is none, or (where that matters) none that merges would make of it."""
