@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import ModelError, UnknownArchitecture
 from kensho.base.structs import replace
-from kensho.runtime.hf_config import check_tensors, parse_config, read_model, read_model_spec
+from kensho.runtime.hf_config import check_tensors, parse_config, read_model
 from kensho.runtime.model_spec import LayerSpec, ModelSpec, expected_tensors
 from kensho.runtime.rope import Rope
 from kensho.runtime.safetensors import Tensor
@@ -186,17 +186,17 @@ def test_a_tensor_left_over_is_refused_but_a_repeated_tied_head_is_not() -> None
 def test_a_real_folder_is_read(tiny_model: Path) -> None:
     seen: list[tuple[int, int]] = []
     model = read_model(tiny_model, lambda done, total: seen.append((done, total)))
-    assert model.spec == read_model_spec(tiny_model)
+    assert model.spec == parse_config((tiny_model / "config.json").read_bytes())
     assert seen[0] == (0, 28) and seen[-1] == (28, 28)
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(ModelError, match="is not a model folder"):
-        read_model_spec(tmp_path)
+        read_model(tmp_path)
     with pytest.raises(ModelError, match="is not a model folder"):
-        read_model_spec(tmp_path / "nowhere")
+        read_model(tmp_path / "nowhere")
     with pytest.raises(ModelError):
-        read_model_spec(tiny_model / "config.json")
+        read_model(tiny_model / "config.json")
 
 
 def test_a_truncated_model_is_refused(edited_model: Callable[..., Path]) -> None:
@@ -204,7 +204,7 @@ def test_a_truncated_model_is_refused(edited_model: Callable[..., Path]) -> None
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="truncated: 100 bytes"):
-        read_model_spec(folder)
+        read_model(folder)
 
 
 def test_the_schema_hash_follows_the_architecture() -> None:

@@ -40,11 +40,6 @@ def read_model(folder: Path, on_tensor: Callable[[int, int], None] | None = None
     return Model(folder, spec, tensors)
 
 
-def read_model_spec(folder: Path) -> ModelSpec:
-    """Only the description of the model in `folder`, with the same checks as `read_model`."""
-    return read_model(folder).spec
-
-
 def parse_config(data: bytes) -> ModelSpec:
     """The description in the bytes of config.json. Pure. Raises ModelError, UnknownArchitecture."""
     try:
