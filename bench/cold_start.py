@@ -64,8 +64,8 @@ def child(work: Path, graph: Path, how: str) -> dict[str, float]:
 
 
 def part(model: Path, graph: Path, how: str) -> dict[str, float]:
-    from kensho.runtime.read_ahead import read_ahead
-    from kensho.runtime.session import Session
+    from kensho.runtime.engine.session import Session
+    from kensho.runtime.system.read_ahead import read_ahead
 
     for name in FILES:
         make_cold(graph / name)

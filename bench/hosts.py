@@ -29,17 +29,17 @@ from harness import ROOT, print_bar, print_machine
 from kensho.base.clock import SystemClock
 from kensho.base.errors import EngineCrashed, EngineHung
 from kensho.base.inference import Sampling
-from kensho.runtime import frames
-from kensho.runtime.faults import Faults
-from kensho.runtime.fork_server import ForkServer
-from kensho.runtime.generation import Generator
-from kensho.runtime.host import EngineHost
-from kensho.runtime.host_source import HostEnds, HostSource, NewHost, SpawnedHosts
-from kensho.runtime.in_process import InProcessEngine
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.machine import ENGINE_ENVIRONMENT
-from kensho.runtime.process import spawn
-from kensho.runtime.session import Session
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.engine.faults import Faults
+from kensho.runtime.engine.generation import Generator
+from kensho.runtime.engine.in_process import InProcessEngine
+from kensho.runtime.engine.session import Session
+from kensho.runtime.hosts import frames
+from kensho.runtime.hosts.fork_server import ForkServer
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.hosts.host_source import HostEnds, HostSource, NewHost, SpawnedHosts
+from kensho.runtime.system.machine import ENGINE_ENVIRONMENT
+from kensho.runtime.system.process import spawn
 from runtime_compile import prepare
 
 HERE = Path(__file__).resolve()
@@ -231,8 +231,9 @@ class BareSender:
 
 def serve_stub(socket_fd: int, segment_fd: int, busy_s: float) -> None:
     """The real host with a stub for a model; the id it makes is the clock, in tenths of microseconds."""
-    from kensho.runtime import generation, host_main
-    from kensho.runtime.tensor_segment import TensorSegment
+    from kensho.runtime.engine import generation
+    from kensho.runtime.hosts import host_main
+    from kensho.runtime.hosts.tensor_segment import TensorSegment
 
     def now(*_: object) -> int:
         return time.monotonic_ns() // 100 % (1 << 32)

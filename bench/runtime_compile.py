@@ -79,9 +79,9 @@ def fresh(folder: Path) -> Path:
 def part_compile(model: Path, out: Path) -> Numbers:
     from kensho.base.clock import SystemClock
     from kensho.base.ids import digest_of
-    from kensho.runtime.header import KeyFields
-    from kensho.runtime.machine import read_machine
-    from kensho.runtime.stages import compile_model
+    from kensho.runtime.cache.header import KeyFields
+    from kensho.runtime.compiling.stages import compile_model
+    from kensho.runtime.system.machine import read_machine
 
     machine = read_machine()
     key = KeyFields(
@@ -111,8 +111,8 @@ def part_compile(model: Path, out: Path) -> Numbers:
 
 
 def part_raw(model: Path, out: Path) -> Numbers:
-    from kensho.runtime.raw_graph import build_raw
-    from kensho.runtime.session import Session
+    from kensho.runtime.engine.session import Session
+    from kensho.runtime.graph.raw_graph import build_raw
 
     began_s = time.perf_counter()
     build_raw(model, out)
@@ -134,13 +134,13 @@ async def first_answer(model: Path, out: Path, *, is_early: bool) -> float:
     from kensho.base.clock import SystemClock
     from kensho.base.ids import digest_of
     from kensho.base.inference import Sampling
-    from kensho.runtime.compiler import Compiler
-    from kensho.runtime.early_host import EarlyHosts
-    from kensho.runtime.graph_cache import GraphCache
-    from kensho.runtime.host import EngineHost
-    from kensho.runtime.host_source import SpawnedHosts
-    from kensho.runtime.loader import ModelLoader
-    from kensho.runtime.machine import read_machine
+    from kensho.runtime.cache.graph_cache import GraphCache
+    from kensho.runtime.cache.loader import ModelLoader
+    from kensho.runtime.compiling.compiler import Compiler
+    from kensho.runtime.hosts.early_host import EarlyHosts
+    from kensho.runtime.hosts.host import EngineHost
+    from kensho.runtime.hosts.host_source import SpawnedHosts
+    from kensho.runtime.system.machine import read_machine
 
     def token() -> str:
         return token_hex(4)
@@ -190,7 +190,7 @@ def ignore(event: object) -> None:
 
 
 def part_load(model: Path, graph: Path, tier_name: Path) -> Numbers:
-    from kensho.runtime.session import Session, Tier
+    from kensho.runtime.engine.session import Session, Tier
 
     (tier,) = (known for known in TIERS if known == str(tier_name))
     typed: Tier = tier  # type: ignore[assignment]

@@ -121,7 +121,7 @@ def fresh(folder: Path) -> Path:
 
 def environment(name: str) -> dict[str, str]:
     """Of an engine host for Kensho's tiers (see `machine.ENGINE_ENVIRONMENT`), the usual one for the others."""
-    from kensho.runtime.machine import ENGINE_ENVIRONMENT
+    from kensho.runtime.system.machine import ENGINE_ENVIRONMENT
 
     return {**os.environ, **(ENGINE_ENVIRONMENT if name.startswith("kensho ") else {"OPENBLAS_NUM_THREADS": "1"})}
 

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer
 
 from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
-from kensho.runtime.header import KeyFields
-from kensho.runtime.machine import read_machine
-from kensho.runtime.raw_graph import build_raw
-from kensho.runtime.session import Session, Tier
-from kensho.runtime.stages import compile_model
+from kensho.runtime.cache.header import KeyFields
+from kensho.runtime.compiling.stages import compile_model
+from kensho.runtime.engine.session import Session, Tier
+from kensho.runtime.graph.raw_graph import build_raw
+from kensho.runtime.system.machine import read_machine
 from kensho.testing.perplexity import Text, compare
 
 ROOT = Path(__file__).resolve().parents[1]

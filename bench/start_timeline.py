@@ -15,16 +15,24 @@ from importlib import import_module
 
 OUT, BEGAN_NS = sys.argv[1], int(sys.argv[2])
 MAIN = os.getpid()
-IMPORTS = {"asyncio", "sqlite3", "numpy", "onnxruntime", "kensho.cli.main", "kensho.app", "kensho.runtime.host_main"}
+IMPORTS = {
+    "asyncio",
+    "sqlite3",
+    "numpy",
+    "onnxruntime",
+    "kensho.cli.main",
+    "kensho.app",
+    "kensho.runtime.hosts.host_main",
+}
 WATCHED = {
     "kensho.delivery.store": ["Store.open"],
     "kensho.app.deliveries": ["Deliveries.ready_model"],
-    "kensho.runtime.text": ["TextCodec.load", "TextCodec.prompt_ids"],
-    "kensho.runtime.graph_cache": ["GraphCache.lookup"],
-    "kensho.runtime.frames": ["encode"],
-    "kensho.runtime.session": ["Session.load", "Session.append"],
+    "kensho.runtime.text.codec": ["TextCodec.load", "TextCodec.prompt_ids"],
+    "kensho.runtime.cache.graph_cache": ["GraphCache.lookup"],
+    "kensho.runtime.hosts.frames": ["encode"],
+    "kensho.runtime.engine.session": ["Session.load", "Session.append"],
     "kensho.cli.output": ["Output.piece", "Output.summary"],
-    "kensho.runtime.prefork": ["prefork"],
+    "kensho.runtime.hosts.prefork": ["prefork"],
 }
 
 

@@ -30,8 +30,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from harness import ROOT, print_bar, print_machine
 from kensho.base.ids import Digest, digest_of
-from kensho.runtime.library_tokenizer import LibraryTokenizer
-from kensho.runtime.text import TextCodec
+from kensho.runtime.text.codec import TextCodec
+from kensho.runtime.text.library_tokenizer import LibraryTokenizer
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 MARK = "\u2581"
@@ -175,7 +175,7 @@ BUILD = """
 import sys, time, resource
 from pathlib import Path
 start = time.perf_counter()
-from kensho.runtime.tokenizer.build_folder import build_folder
+from kensho.runtime.text.tokenizer.build_folder import build_folder
 data = build_folder(Path(sys.argv[1]))
 wall = time.perf_counter() - start
 used = resource.getrusage(resource.RUSAGE_SELF)
@@ -185,8 +185,8 @@ print(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, len(data))
 MEMORY = """
 import json, re, sys
 from pathlib import Path
-from kensho.runtime.text import TextCodec
-from kensho.runtime.library_tokenizer import LibraryTokenizer
+from kensho.runtime.text.codec import TextCodec
+from kensho.runtime.text.library_tokenizer import LibraryTokenizer
 import tokenizers
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

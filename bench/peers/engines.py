@@ -33,7 +33,7 @@ class Kensho:
     """A tier, as an engine host loads it: threads do not spin."""
 
     def __init__(self, work: Path, tier: str) -> None:
-        import kensho.runtime.session as module
+        import kensho.runtime.engine.session as module
 
         self._module: Any = module
         self._folder = work / ("raw" if tier == "raw" else "graph")
@@ -65,7 +65,7 @@ class BareOnnxRuntime:
     def __init__(self, work: Path, name: str = "model") -> None:
         import onnxruntime
 
-        import kensho.runtime.session as module
+        import kensho.runtime.engine.session as module
 
         self._module: Any = module
         self._onnxruntime: Any = onnxruntime

@@ -100,11 +100,11 @@ def kensho(folder: Path) -> tuple[bool, Any]:
     from kensho.base.errors import EngineError
     from kensho.base.ids import digest_of
     from kensho.base.inference import Sampling
-    from kensho.runtime.compiler import Compiler
-    from kensho.runtime.graph_cache import GraphCache
-    from kensho.runtime.host import EngineHost
-    from kensho.runtime.loader import ModelLoader
-    from kensho.runtime.machine import read_machine
+    from kensho.runtime.cache.graph_cache import GraphCache
+    from kensho.runtime.cache.loader import ModelLoader
+    from kensho.runtime.compiling.compiler import Compiler
+    from kensho.runtime.hosts.host import EngineHost
+    from kensho.runtime.system.machine import read_machine
 
     clock = SystemClock()
     model = folder / "model"

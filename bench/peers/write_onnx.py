@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors_reader import Weights
 
-from kensho.runtime.decoder import INPUT_IDS, Embed, Head, Linear, link
-from kensho.runtime.graph_builder import build_graph, rope_constants
-from kensho.runtime.graph_ops import FLOAT, GraphWriter
-from kensho.runtime.hf_config import read_model
+from kensho.runtime.graph.decoder import INPUT_IDS, Embed, Head, Linear, link
+from kensho.runtime.graph.graph_builder import build_graph, rope_constants
+from kensho.runtime.graph.graph_ops import FLOAT, GraphWriter
+from kensho.runtime.model.hf_config import read_model
 
 POSITIONS = 4096
 FILE = "model.data"

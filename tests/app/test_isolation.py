@@ -16,7 +16,7 @@ from kensho.base.events import EngineLost, EngineStarted, Event, ForkServerLost
 from kensho.cli.main import main
 from kensho.delivery.keys import keygen
 from kensho.demo.stage import embedded_model, questions
-from kensho.runtime.prefork import Prefork, prefork
+from kensho.runtime.hosts.prefork import Prefork, prefork
 from kensho.settings import load_settings
 
 pytestmark = pytest.mark.real

@@ -30,7 +30,7 @@ group, store, question = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 from kensho.app import Kensho, serving, tiers
 from kensho.base.clock import SystemClock
 from kensho.base.events import TierChanged
-from kensho.runtime.memory import read_memory
+from kensho.runtime.system.memory import read_memory
 from kensho.settings import load_settings
 serving.LOOK_EVERY_S, tiers.PACK_TOKENS = 0.1, 10
 

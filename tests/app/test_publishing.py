@@ -8,7 +8,7 @@ import pytest
 
 from kensho.app.publishing import made_files
 from kensho.demo.stage import embedded_model
-from kensho.runtime.tokenizer.tables import FILE_NAME, Tables
+from kensho.runtime.text.tokenizer.tables import FILE_NAME, Tables
 
 
 @pytest.fixture

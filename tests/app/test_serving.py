@@ -25,7 +25,7 @@ from kensho.delivery.disk import RealDisk
 from kensho.delivery.keys import keygen
 from kensho.delivery.store import Store
 from kensho.demo.stage import embedded_model, questions
-from kensho.runtime.header import GRAPH_FILE, dump_header, read_header
+from kensho.runtime.cache.header import GRAPH_FILE, dump_header, read_header
 from kensho.settings import load_settings
 
 pytestmark = pytest.mark.real
@@ -92,7 +92,7 @@ def test_the_second_program_finds_the_graph_on_disk_and_the_second_question_in_m
 
 
 SLOW = """
-import kensho.runtime.stages as stages, time
+import kensho.runtime.compiling.stages as stages, time
 real = stages.compile_model
 def slow(*args, **named):
     time.sleep(2)
@@ -273,7 +273,7 @@ def test_a_graph_that_answers_otherwise_than_when_it_was_made_is_found_at_its_fi
 
 def spoil_consistently(folder: Path) -> None:
     """Replace the graph by bytes that are no graph, and make the header agree."""
-    from kensho.runtime.artefact import graph_sections
+    from kensho.runtime.compiling.artefact import graph_sections
 
     header = read_header(folder)
     junk, mixed = b"no graph at all" * 1000, b"nor this"

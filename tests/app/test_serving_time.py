@@ -19,10 +19,10 @@ from kensho.base.ids import GraphKey, digest_of
 from kensho.base.structs import replace
 from kensho.delivery.store import InstalledModel
 from kensho.resilience.scheduler import Scheduler
-from kensho.runtime.frames import Tier
-from kensho.runtime.host import EngineHost
-from kensho.runtime.loaded_graph import LoadedGraph, Origin
-from kensho.runtime.text import TextCodec
+from kensho.runtime.cache.loaded_graph import LoadedGraph, Origin
+from kensho.runtime.hosts.frames import Tier
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.text.codec import TextCodec
 from kensho.settings import Settings
 from kensho.testing.clock import VirtualClock
 from kensho.testing.loop import run_virtual

@@ -12,7 +12,7 @@ from kensho.base.errors import Damaged, NotEnoughMemory, StorageError
 from kensho.base.events import Event, ModelNotWarmed, ModelWarmed, RequestFinished
 from kensho.base.ids import GraphKey, digest_of
 from kensho.delivery.store import InstalledModel
-from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.cache.loaded_graph import LoadedGraph
 from kensho.testing.clock import VirtualClock
 from kensho.testing.loop import run_virtual
 

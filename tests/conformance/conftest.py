@@ -17,18 +17,18 @@ from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
 from kensho.base.inference import Engine
 from kensho.base.structs import Struct
-from kensho.runtime import process
-from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.fork_server import ForkServer
-from kensho.runtime.header import KeyFields, graph_key
-from kensho.runtime.host import EngineHost
-from kensho.runtime.host_source import HostSource, NewHost, SpawnedHosts
-from kensho.runtime.host_supply import HostSupply
-from kensho.runtime.in_process import InProcessEngine
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.machine import read_machine
-from kensho.runtime.prefork import prefork
+from kensho.runtime.cache.header import KeyFields, graph_key
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.compiling.compile_job import CompileJob
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.engine.in_process import InProcessEngine
+from kensho.runtime.hosts.fork_server import ForkServer
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.hosts.host_source import HostSource, NewHost, SpawnedHosts
+from kensho.runtime.hosts.host_supply import HostSupply
+from kensho.runtime.hosts.prefork import prefork
+from kensho.runtime.system import process
+from kensho.runtime.system.machine import read_machine
 from kensho.testing.engine import ScriptedEngine
 from kensho.testing.loop import run_virtual
 

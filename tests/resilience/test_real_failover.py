@@ -19,12 +19,12 @@ from kensho.base.inference import Sampling
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
-from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.header import KeyFields, graph_key
-from kensho.runtime.host import EngineHost
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.machine import read_machine
+from kensho.runtime.cache.header import KeyFields, graph_key
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.compiling.compile_job import CompileJob
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.system.machine import read_machine
 from kensho.testing.kills import KillReport, kill_rounds
 from kensho.testing.real_engines import compile_demo, two_engines
 

@@ -12,11 +12,11 @@ import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
-from kensho.runtime.graph_int8 import Form
-from kensho.runtime.header import GraphHeader, KeyFields
-from kensho.runtime.machine import read_machine
-from kensho.runtime.self_test import Steps
-from kensho.runtime.stages import compile_model
+from kensho.runtime.cache.header import GraphHeader, KeyFields
+from kensho.runtime.compiling.self_test import Steps
+from kensho.runtime.compiling.stages import compile_model
+from kensho.runtime.graph.graph_int8 import Form
+from kensho.runtime.system.machine import read_machine
 
 MAKE_GEMMA = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
 

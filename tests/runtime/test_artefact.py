@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kensho.base.errors import CompileFailed, ModelError, NotEnoughSpace, StorageError
-from kensho.runtime.artefact import WeightsFile, count_blocks, storage_errors, write_file
-from kensho.runtime.graph_hashing import hash_section
-from kensho.runtime.header import BLOCK_BYTES
-from kensho.runtime.weights_layout import Layout, Matrix, Place
+from kensho.runtime.cache.graph_hashing import hash_section
+from kensho.runtime.cache.header import BLOCK_BYTES
+from kensho.runtime.compiling.artefact import WeightsFile, count_blocks, storage_errors, write_file
+from kensho.runtime.graph.weights_layout import Layout, Matrix, Place
 
 LAYOUT = Layout(
     {"w": Matrix("w", ("w",), (3,), 5)},

@@ -16,10 +16,10 @@ import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
-from kensho.runtime.header import KeyFields
-from kensho.runtime.machine import read_machine
-from kensho.runtime.session import Session
-from kensho.runtime.stages import compile_model
+from kensho.runtime.cache.header import KeyFields
+from kensho.runtime.compiling.stages import compile_model
+from kensho.runtime.engine.session import Session
+from kensho.runtime.system.machine import read_machine
 
 pytestmark = pytest.mark.real
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.runtime.cgroups import cgroup_paths
-from kensho.runtime.cpus import parse_cfs, parse_max, read_cpus, usable
+from kensho.runtime.system.cgroups import cgroup_paths
+from kensho.runtime.system.cpus import parse_cfs, parse_max, read_cpus, usable
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from kensho.runtime.decoder import (
+from kensho.runtime.graph.decoder import (
     INPUT_IDS,
     LOGITS,
     AddNorm,
@@ -20,11 +20,11 @@ from kensho.runtime.decoder import (
     fuse,
     link,
 )
-from kensho.runtime.graph_ops import INLINE_BYTES
-from kensho.runtime.hf_config import Model, parse_config
-from kensho.runtime.model_spec import ModelSpec, expected_tensors
-from kensho.runtime.safetensors import Tensor
-from kensho.runtime.weights_layout import PAGE_BYTES, plan_layout
+from kensho.runtime.graph.graph_ops import INLINE_BYTES
+from kensho.runtime.graph.weights_layout import PAGE_BYTES, plan_layout
+from kensho.runtime.model.hf_config import Model, parse_config
+from kensho.runtime.model.model_spec import ModelSpec, expected_tensors
+from kensho.runtime.model.safetensors import Tensor
 
 SIZES = {
     "vocab_size": 20_000,

@@ -8,10 +8,10 @@ from tokenizers import Tokenizer
 
 import kensho.demo
 from kensho.base.clock import SystemClock
-from kensho.runtime.header import KeyFields
-from kensho.runtime.raw_graph import build_raw
-from kensho.runtime.session import Session, Tier
-from kensho.runtime.stages import compile_model
+from kensho.runtime.cache.header import KeyFields
+from kensho.runtime.compiling.stages import compile_model
+from kensho.runtime.engine.session import Session, Tier
+from kensho.runtime.graph.raw_graph import build_raw
 
 pytestmark = pytest.mark.real
 FOLDER = Path(kensho.demo.__file__).parent / "model"

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kensho.base.errors import ModelError, UnknownArchitecture
-from kensho.runtime.families import AWAITED, FAMILIES
-from kensho.runtime.hf_config import parse_config
-from kensho.runtime.model_spec import LayerSpec, ModelSpec, expected_tensors
-from kensho.runtime.rope import Bands, Rope
+from kensho.runtime.model.families import AWAITED, FAMILIES
+from kensho.runtime.model.hf_config import parse_config
+from kensho.runtime.model.model_spec import LayerSpec, ModelSpec, expected_tensors
+from kensho.runtime.model.rope import Bands, Rope
 
 LLAMA3 = {
     "rope_type": "llama3",

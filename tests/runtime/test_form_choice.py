@@ -7,9 +7,9 @@ import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.errors import CompileFailed
-from kensho.runtime.form_choice import Candidate, MeasuredSpeed, Speed, choose, find_form, forms_to_try
-from kensho.runtime.graph_int8 import FORMS, Form
-from kensho.runtime.header import FormSpeed, SelfTestVector
+from kensho.runtime.cache.header import FormSpeed, SelfTestVector
+from kensho.runtime.compiling.form_choice import Candidate, MeasuredSpeed, Speed, choose, find_form, forms_to_try
+from kensho.runtime.graph.graph_int8 import FORMS, Form
 from kensho.testing.clock import VirtualClock
 
 U8, S8, U7 = FORMS

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kensho.runtime.raw_graph import build_raw
-from kensho.runtime.session import Session
+from kensho.runtime.engine.session import Session
+from kensho.runtime.graph.raw_graph import build_raw
 
 pytestmark = pytest.mark.real
 

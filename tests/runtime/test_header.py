@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kensho.base.errors import Damaged
 from kensho.base.ids import Digest, digest_of
 from kensho.base.structs import replace
-from kensho.runtime.graph_hashing import hash_section, verify_graph
-from kensho.runtime.header import (
+from kensho.runtime.cache.graph_hashing import hash_section, verify_graph
+from kensho.runtime.cache.header import (
     BLOCK_BYTES,
     FORMAT,
     FormSpeed,

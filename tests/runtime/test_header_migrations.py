@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import Damaged
 from kensho.base.structs import as_dict, replace
-from kensho.runtime.header import FORMAT, GraphHeader, dump_header, graph_key, parse_header
-from kensho.runtime.header_migrations import MIGRATIONS, migrate
+from kensho.runtime.cache.header import FORMAT, GraphHeader, dump_header, graph_key, parse_header
+from kensho.runtime.cache.header_migrations import MIGRATIONS, migrate
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 OLD = ("1_0", "1_1")

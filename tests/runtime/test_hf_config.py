@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import ModelError, UnknownArchitecture
 from kensho.base.structs import replace
-from kensho.runtime.hf_config import check_tensors, parse_config, read_model
-from kensho.runtime.model_spec import LayerSpec, ModelSpec, expected_tensors
-from kensho.runtime.rope import Rope
-from kensho.runtime.safetensors import Tensor
+from kensho.runtime.model.hf_config import check_tensors, parse_config, read_model
+from kensho.runtime.model.model_spec import LayerSpec, ModelSpec, expected_tensors
+from kensho.runtime.model.rope import Rope
+from kensho.runtime.model.safetensors import Tensor
 
 CONFIG: dict[str, object] = {
     "model_type": "gemma3_text",

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kensho.runtime.graph_int8 import FORMS
-from kensho.runtime.integer_kernel import Multiply, multiply_mapped, multiply_packed, sums_are_exact
+from kensho.runtime.graph.graph_int8 import FORMS
+from kensho.runtime.graph.integer_kernel import Multiply, multiply_mapped, multiply_packed, sums_are_exact
 
 U8, S8, U7 = FORMS
 

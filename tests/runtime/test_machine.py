@@ -5,7 +5,7 @@ import platform
 import sys
 from pathlib import Path
 
-from kensho.runtime.machine import engine_version, parse_cpu_features, read_machine
+from kensho.runtime.system.machine import engine_version, parse_cpu_features, read_machine
 
 X86 = "processor\t: 0\nmodel name\t: X\nflags\t\t: fpu avx2 sse4_1 avx512_vnni lm\n\nprocessor\t: 1\nflags\t: fpu\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50\nFeatures\t: fp asimd crc32 asimddp\n"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kensho.base.errors import ModelError
-from kensho.runtime.quantize import LIMIT, quantize_block, quantize_rows
-from kensho.runtime.safetensors import Tensor
-from kensho.runtime.tensor_reader import TensorReader
+from kensho.runtime.graph.quantize import LIMIT, quantize_block, quantize_rows
+from kensho.runtime.model.safetensors import Tensor
+from kensho.runtime.model.tensor_reader import TensorReader
 
 
 @given(hnp.arrays(np.float32, (3, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32)))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kensho.base.errors import ModelError, UnknownArchitecture
-from kensho.runtime.config_reader import ConfigReader
-from kensho.runtime.rope import Bands, Rope, read_ropes, rope_tables
+from kensho.runtime.model.config_reader import ConfigReader
+from kensho.runtime.model.rope import Bands, Rope, read_ropes, rope_tables
 
 
 def _read(**config: object) -> tuple[Rope, Rope]:

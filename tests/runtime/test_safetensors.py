@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kensho.base.errors import ModelError
-from kensho.runtime.safetensors import SHARD_INDEX, WEIGHTS, Tensor, parse_table, read_tensors
+from kensho.runtime.model.safetensors import SHARD_INDEX, WEIGHTS, Tensor, parse_table, read_tensors
 
 
 def _entry(begin: int, end: int, shape: list[int], dtype: str = "BF16") -> dict[str, object]:

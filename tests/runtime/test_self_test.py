@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kensho.base.errors import WrongNumbers
-from kensho.runtime import self_test
-from kensho.runtime.self_test import answer, check_session, follow, make_prompt, make_vector, relative_error
+from kensho.runtime.compiling import self_test
+from kensho.runtime.compiling.self_test import answer, check_session, follow, make_prompt, make_vector, relative_error
 
 
 class _Counting:

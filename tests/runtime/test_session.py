@@ -16,14 +16,14 @@ import pytest
 from kensho.base.clock import SystemClock
 from kensho.base.errors import ConfigError, EngineError, WrongNumbers
 from kensho.base.structs import as_dict, replace
-from kensho.runtime.form_choice import Speed
-from kensho.runtime.graph_hashing import verify_graph
-from kensho.runtime.header import GRAPH_SECTION, MIXED_SECTION, GraphHeader, KeyFields, read_header
-from kensho.runtime.raw_graph import build_raw
-from kensho.runtime.safetensors import read_tensors
-from kensho.runtime.self_test import check_session, relative_error
-from kensho.runtime.session import Session, Tier
-from kensho.runtime.stages import compile_model
+from kensho.runtime.cache.graph_hashing import verify_graph
+from kensho.runtime.cache.header import GRAPH_SECTION, MIXED_SECTION, GraphHeader, KeyFields, read_header
+from kensho.runtime.compiling.form_choice import Speed
+from kensho.runtime.compiling.self_test import check_session, relative_error
+from kensho.runtime.compiling.stages import compile_model
+from kensho.runtime.engine.session import Session, Tier
+from kensho.runtime.graph.raw_graph import build_raw
+from kensho.runtime.model.safetensors import read_tensors
 
 pytestmark = pytest.mark.real
 IDS = np.random.default_rng(3).integers(0, 4096, 40).tolist()
@@ -75,7 +75,7 @@ def test_a_long_prompt_goes_in_pieces_and_gives_the_same_logits(
     whole = session.append(IDS)
     session.rewind(0)
     cuts = [session.append(IDS[begin : begin + 16]) for begin in (0, 16, 32)]
-    monkeypatch.setattr("kensho.runtime.session.PIECE_TOKENS", 16)
+    monkeypatch.setattr("kensho.runtime.engine.session.PIECE_TOKENS", 16)
     session.rewind(0)
     pieces = session.append(IDS)
     assert session.position == 40
@@ -90,7 +90,7 @@ def test_a_prompt_whose_second_piece_fails_can_be_tried_again(
     session.append(IDS[:3])
     expected = session.append(IDS[3:])
     session.rewind(3)
-    monkeypatch.setattr("kensho.runtime.session.PIECE_TOKENS", 16)
+    monkeypatch.setattr("kensho.runtime.engine.session.PIECE_TOKENS", 16)
     with monkeypatch.context() as patch:
         checks = iter([True, False])
         patch.setattr(np, "isfinite", lambda _: np.array(next(checks)))
@@ -291,7 +291,7 @@ def test_logits_that_are_not_finite_are_never_returned(
 
 
 def test_loading_needs_no_package_that_only_the_compiler_needs() -> None:
-    code = "import sys, kensho.runtime.session, kensho.runtime.self_test; print(sorted(sys.modules))"
+    code = "import sys, kensho.runtime.engine.session, kensho.runtime.compiling.self_test; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "'onnxruntime'" in modules
     for absent in ("'onnx'", "'msgspec'", "'tuf'", "'jinja2'", "'urllib3'", "'tokenizers'"):

@@ -13,15 +13,15 @@ import pytest
 from kensho.base.clock import SystemClock
 from kensho.base.errors import CompileFailed, Damaged, ModelError
 from kensho.base.structs import replace
-from kensho.runtime import form_choice, self_test, stages
-from kensho.runtime.form_choice import Speed
-from kensho.runtime.graph_hashing import verify_graph
-from kensho.runtime.header import FormSpeed, GraphHeader, KeyFields, read_header
-from kensho.runtime.raw_graph import build_raw
-from kensho.runtime.safetensors import read_tensors
-from kensho.runtime.session import Session
-from kensho.runtime.stages import STAGES, compile_model
-from kensho.runtime.tensor_reader import TensorReader
+from kensho.runtime.cache.graph_hashing import verify_graph
+from kensho.runtime.cache.header import FormSpeed, GraphHeader, KeyFields, read_header
+from kensho.runtime.compiling import form_choice, self_test, stages
+from kensho.runtime.compiling.form_choice import Speed
+from kensho.runtime.compiling.stages import STAGES, compile_model
+from kensho.runtime.engine.session import Session
+from kensho.runtime.graph.raw_graph import build_raw
+from kensho.runtime.model.safetensors import read_tensors
+from kensho.runtime.model.tensor_reader import TensorReader
 
 pytestmark = pytest.mark.real
 

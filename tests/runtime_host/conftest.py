@@ -13,13 +13,13 @@ import pytest
 from kensho.base.events import Event
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.structs import replace
-from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.graph_cache import GraphCache, Hit
-from kensho.runtime.graph_hashing import hash_section
-from kensho.runtime.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.machine import read_machine
+from kensho.runtime.cache.graph_cache import GraphCache, Hit
+from kensho.runtime.cache.graph_hashing import hash_section
+from kensho.runtime.cache.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.compiling.compile_job import CompileJob
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.system.machine import read_machine
 from kensho.testing.clock import VirtualClock
 
 MakeEntry = Callable[[GraphCache, str], GraphKey]

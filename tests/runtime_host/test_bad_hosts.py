@@ -12,19 +12,19 @@ import pytest
 from kensho.base.clock import SystemClock
 from kensho.base.errors import EngineCrashed, EngineError, EngineHung
 from kensho.base.inference import Sampling
-from kensho.runtime import process
-from kensho.runtime.host import EngineHost
-from kensho.runtime.host_source import HostEnds, NewHost
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.process import spawn
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.hosts.host_source import HostEnds, NewHost
+from kensho.runtime.system import process
+from kensho.runtime.system.process import spawn
 
 pytestmark = pytest.mark.real
 
 BEGIN = """
 import os, socket, sys, time
-from kensho.runtime import frames
-from kensho.runtime.frames import *
-from kensho.runtime.parent_death import die_with_parent
+from kensho.runtime.hosts import frames
+from kensho.runtime.hosts.frames import *
+from kensho.runtime.system.parent_death import die_with_parent
 die_with_parent(int(sys.argv[1]))
 sock = socket.socket(fileno=int(sys.argv[2]))
 decoder, inbox = frames.Decoder(), []

@@ -53,14 +53,14 @@ from kensho.base.events import Event, GraphCacheUnavailable, GraphDropped, Graph
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.inference import Sampling
 from kensho.base.structs import replace
-from kensho.runtime.compile_failures import BARRED_S
-from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.graph_cache import GraphCache, Hit, Miss
-from kensho.runtime.header import GraphHeader, dump_header, graph_key, read_header
-from kensho.runtime.host import EngineHost
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.loader import ModelLoader
-from kensho.runtime.machine import Machine
+from kensho.runtime.cache.graph_cache import GraphCache, Hit, Miss
+from kensho.runtime.cache.header import GraphHeader, dump_header, graph_key, read_header
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.cache.loader import ModelLoader
+from kensho.runtime.compiling.compile_failures import BARRED_S
+from kensho.runtime.compiling.compile_job import CompileJob
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.system.machine import Machine
 from kensho.testing.clock import VirtualClock
 
 pytestmark = pytest.mark.store
@@ -292,10 +292,10 @@ from pathlib import Path
 from secrets import token_hex
 from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.graph_cache import GraphCache
-from kensho.runtime.loader import ModelLoader
-from kensho.runtime.machine import read_machine
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.cache.graph_cache import GraphCache
+from kensho.runtime.cache.loader import ModelLoader
+from kensho.runtime.system.machine import read_machine
 root, model = Path(sys.argv[1]), Path({str(model_folder)!r})
 said = []
 token = lambda: token_hex(4)

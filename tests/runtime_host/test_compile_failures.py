@@ -3,7 +3,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.compile_failures import (
+from kensho.runtime.compiling.compile_failures import (
     BARRED_S,
     FAILURES,
     CompileFailures,

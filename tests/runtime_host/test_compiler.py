@@ -11,19 +11,19 @@ from kensho.base.errors import CompileFailed, ModelError, UnknownArchitecture
 from kensho.base.events import CompileStage, Event
 from kensho.base.ids import digest_of
 from kensho.base.structs import replace
-from kensho.runtime.compile_job import CompileJob, dump_job, parse_job
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.graph_hashing import verify_graph
-from kensho.runtime.header import KeyFields, read_header
-from kensho.runtime.machine import read_machine
-from kensho.runtime.stages import STAGES
+from kensho.runtime.cache.graph_hashing import verify_graph
+from kensho.runtime.cache.header import KeyFields, read_header
+from kensho.runtime.compiling.compile_job import CompileJob, dump_job, parse_job
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.compiling.stages import STAGES
+from kensho.runtime.system.machine import read_machine
 from kensho.testing.loop import run_virtual
 
 pytestmark = pytest.mark.real
 
 POISON = """
 import sys
-import kensho.runtime.stages as stages
+import kensho.runtime.compiling.stages as stages
 def poisoned(*args, progress, **named):
     progress("linking", 1, 4, "layers")
     {what}

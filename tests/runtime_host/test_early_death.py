@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kensho.runtime.early_death import early_signal
+from kensho.runtime.hosts.early_death import early_signal
 
 pytestmark = pytest.mark.real
 
 HEAVY = """
 import os, sys, time
-from kensho.runtime import early_death
+from kensho.runtime.hosts import early_death
 if "refused" in sys.argv:
     early_death._CLOSE_RANGE = 9999
 early_death.stand_watch(map(int, sys.argv[2:4]))

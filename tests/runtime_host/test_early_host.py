@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 
 from kensho.base.errors import EngineError
-from kensho.runtime.early_host import EarlyHosts
-from kensho.runtime.host_source import NewHost
+from kensho.runtime.hosts.early_host import EarlyHosts
+from kensho.runtime.hosts.host_source import NewHost
 from kensho.testing.loop import run_virtual
 
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base import errors
-from kensho.runtime.error_wire import _classes, describe_error, restore_error
-from kensho.runtime.tokenizer.refuse import NotCovered
+from kensho.runtime.hosts.error_wire import _classes, describe_error, restore_error
+from kensho.runtime.text.tokenizer.refuse import NotCovered
 
 
 @pytest.mark.parametrize(

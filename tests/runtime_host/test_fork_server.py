@@ -17,11 +17,11 @@ import pytest
 
 from kensho.base.errors import EngineError
 from kensho.base.events import Event, ForkServerLost
-from kensho.runtime import frames, host_supply
-from kensho.runtime.fork_server import ForkServer
-from kensho.runtime.host_source import NewHost, SpawnedHosts
-from kensho.runtime.host_supply import MAX_FAILURES, HostSupply
-from kensho.runtime.prefork import prefork
+from kensho.runtime.hosts import frames, host_supply
+from kensho.runtime.hosts.fork_server import ForkServer
+from kensho.runtime.hosts.host_source import NewHost, SpawnedHosts
+from kensho.runtime.hosts.host_supply import MAX_FAILURES, HostSupply
+from kensho.runtime.hosts.prefork import prefork
 
 pytestmark = pytest.mark.real
 
@@ -90,7 +90,7 @@ def test_its_environment_is_its_own_and_its_end_is_told_in_its_own_words(tmp_pat
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if 'fork_server_main' in ' '.join(sys.orig_argv):\n"
-        "    import kensho.runtime.host_main as host_main\n"
+        "    import kensho.runtime.hosts.host_main as host_main\n"
         "    def serve(*args, **named):\n"
         "        os.write(2, (repr(sorted(os.environ.items())) + chr(10)).encode())\n"
         "        raise SystemExit(7)\n"
@@ -200,8 +200,8 @@ def test_without_descriptors_a_start_is_an_engine_error_and_leaks_none() -> None
 def test_fork_server_and_hosts_die_with_a_killed_application() -> None:
     text = """
 import asyncio, time
-from kensho.runtime.fork_server import ForkServer
-from kensho.runtime.frames import Ping, encode
+from kensho.runtime.hosts.fork_server import ForkServer
+from kensho.runtime.hosts.frames import Ping, encode
 async def main():
     server = ForkServer.launch({})
     host = await server.start_host(env={}, allow_faults=False)
@@ -361,7 +361,7 @@ def test_a_fork_server_that_hangs_is_left_alone_with_its_hosts_and_a_host_is_spa
 
 def test_a_request_without_descriptors_ends_the_fork_server_with_its_reason() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    module = "kensho.runtime.fork_server_main"
+    module = "kensho.runtime.hosts.fork_server_main"
     command = [sys.executable, "-m", module, str(os.getpid()), str(theirs.fileno())]
     env = {"OPENBLAS_NUM_THREADS": "1"}
     server = subprocess.Popen(command, env=env, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE)

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from kensho.base.errors import ConfigError, EngineError
 from kensho.base.inference import Sampling
-from kensho.runtime import frames
-from kensho.runtime.frames import MAX_PAYLOAD_BYTES, Decoder, Generate, encode
+from kensho.runtime.hosts import frames
+from kensho.runtime.hosts.frames import MAX_PAYLOAD_BYTES, Decoder, Generate, encode
 
 U32 = st.integers(0, 2**32 - 1)
 IDS = st.lists(U32, max_size=20).map(tuple)

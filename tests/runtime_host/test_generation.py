@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from kensho.base.errors import ConfigError, EngineError, WrongNumbers
 from kensho.base.inference import Sampling
-from kensho.runtime.faults import Faults
-from kensho.runtime.frames import DoneReason, Generate
-from kensho.runtime.generation import MIN_REUSED_IDS, Generator, reusable
+from kensho.runtime.engine.faults import Faults
+from kensho.runtime.engine.generation import MIN_REUSED_IDS, Generator, reusable
+from kensho.runtime.hosts.frames import DoneReason, Generate
 
 VOCABULARY = 50
 

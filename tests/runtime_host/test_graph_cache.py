@@ -10,12 +10,12 @@ from kensho.base.errors import Damaged, StorageError
 from kensho.base.events import Event, GraphDropped
 from kensho.base.ids import GraphKey
 from kensho.base.structs import as_dict, replace
-from kensho.runtime import graph_cache
-from kensho.runtime.graph_cache import GraphCache, Hit, Miss
-from kensho.runtime.graph_entry import read_boot_id, read_record, write_record
-from kensho.runtime.graph_record import TRUSTED_FOR_S, stamp_of
-from kensho.runtime.header import GraphHeader, dump_header
-from kensho.runtime.temp_folder import TempFolder
+from kensho.runtime.cache import graph_cache
+from kensho.runtime.cache.graph_cache import GraphCache, Hit, Miss
+from kensho.runtime.cache.graph_entry import read_boot_id, read_record, write_record
+from kensho.runtime.cache.graph_record import TRUSTED_FOR_S, stamp_of
+from kensho.runtime.cache.header import GraphHeader, dump_header
+from kensho.runtime.cache.temp_folder import TempFolder
 from kensho.testing.clock import VirtualClock
 
 Put = Callable[..., tuple[GraphKey, Hit]]

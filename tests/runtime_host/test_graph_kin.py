@@ -1,7 +1,7 @@
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.structs import replace
-from kensho.runtime.graph_kin import STORM, Kinship, find_kin, find_replaced
-from kensho.runtime.header import KeyFields, graph_key
+from kensho.runtime.cache.graph_kin import STORM, Kinship, find_kin, find_replaced
+from kensho.runtime.cache.header import KeyFields, graph_key
 
 NEW = KeyFields(
     weights_digest=digest_of(b"w"),

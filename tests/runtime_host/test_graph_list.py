@@ -4,11 +4,11 @@ from pathlib import Path
 
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.structs import replace
-from kensho.runtime.compile_failures import BARRED_S
-from kensho.runtime.graph_cache import GraphCache, Hit
-from kensho.runtime.graph_list import Content, content_of, judge_graph, list_failed, list_graphs, prune_graphs
-from kensho.runtime.header import FormSpeed, KeyFields, dump_header, graph_key, read_header
-from kensho.runtime.machine import Machine
+from kensho.runtime.cache.graph_cache import GraphCache, Hit
+from kensho.runtime.cache.graph_list import Content, content_of, judge_graph, list_failed, list_graphs, prune_graphs
+from kensho.runtime.cache.header import FormSpeed, KeyFields, dump_header, graph_key, read_header
+from kensho.runtime.compiling.compile_failures import BARRED_S
+from kensho.runtime.system.machine import Machine
 
 Put = Callable[..., tuple[GraphKey, Hit]]
 MakeCache = Callable[..., GraphCache]

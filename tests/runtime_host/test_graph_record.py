@@ -2,7 +2,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base.ids import GraphKey
-from kensho.runtime.graph_record import (
+from kensho.runtime.cache.graph_record import (
     TRUSTED_FOR_S,
     CachedGraph,
     GraphRecord,

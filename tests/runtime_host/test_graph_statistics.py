@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.graph_statistics import (
+from kensho.runtime.cache.graph_statistics import (
     STATISTICS_FILE,
     GraphStatistics,
     count_load,

@@ -20,11 +20,11 @@ from kensho.base.errors import ConfigError, EngineCrashed, EngineError, EngineHu
 from kensho.base.events import EngineLost, EngineStarted, Event, GraphLoaded
 from kensho.base.inference import Sampling
 from kensho.base.structs import replace
-from kensho.runtime.faults import SLOW_START_S
-from kensho.runtime.frames import TensorHeader
-from kensho.runtime.host import EngineHost
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.session import Session
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.engine.faults import SLOW_START_S
+from kensho.runtime.engine.session import Session
+from kensho.runtime.hosts.frames import TensorHeader
+from kensho.runtime.hosts.host import EngineHost
 
 pytestmark = pytest.mark.real
 
@@ -536,9 +536,9 @@ import asyncio, sys
 from pathlib import Path
 from kensho.base.clock import SystemClock
 from kensho.base.inference import Sampling
-from kensho.runtime.faults import SLOW_START_S
-from kensho.runtime.host import EngineHost
-from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.engine.faults import SLOW_START_S
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.cache.loaded_graph import LoadedGraph
 graph = LoadedGraph("m", "1", "k", Path({str(graph.graph_folder)!r}), Path("."), "mapped", 256, "disk", 0.0)
 async def main():
     host = EngineHost("e", graph, clock=SystemClock(), emit=lambda _: None, env={{}}, threads=1, max_context=64,

@@ -14,9 +14,9 @@ from kensho.base.errors import ConfigError, EngineCrashed, EngineError, EngineHu
 from kensho.base.events import EngineLost, EngineStarted, Event, GraphLoaded
 from kensho.base.inference import Sampling
 from kensho.base.structs import replace
-from kensho.runtime.in_process import InProcessEngine
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.session import Session
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.engine.in_process import InProcessEngine
+from kensho.runtime.engine.session import Session
 
 pytestmark = pytest.mark.real
 

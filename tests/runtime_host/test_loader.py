@@ -23,16 +23,16 @@ from kensho.base.events import (
     GraphMissed,
 )
 from kensho.base.ids import Digest, digest_of
-from kensho.runtime import graph_cache, graph_maker
-from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.graph_cache import GraphCache
-from kensho.runtime.graph_maker import GraphCompiler
-from kensho.runtime.header import GraphHeader
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.loader import LoaderStats, ModelLoader
-from kensho.runtime.machine import Machine, read_machine
-from kensho.runtime.temp_folder import TempFolder
+from kensho.runtime.cache import graph_cache, graph_maker
+from kensho.runtime.cache.graph_cache import GraphCache
+from kensho.runtime.cache.graph_maker import GraphCompiler
+from kensho.runtime.cache.header import GraphHeader
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.cache.loader import LoaderStats, ModelLoader
+from kensho.runtime.cache.temp_folder import TempFolder
+from kensho.runtime.compiling.compile_job import CompileJob
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.system.machine import Machine, read_machine
 from kensho.testing.clock import VirtualClock
 
 pytestmark = pytest.mark.store
@@ -402,10 +402,10 @@ import asyncio, json, sys
 from pathlib import Path
 from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.graph_cache import GraphCache
-from kensho.runtime.loader import ModelLoader
-from kensho.runtime.machine import read_machine
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.cache.graph_cache import GraphCache
+from kensho.runtime.cache.loader import ModelLoader
+from kensho.runtime.system.machine import read_machine
 from secrets import token_hex
 root, model = Path(sys.argv[1]), Path(sys.argv[2])
 env = {"PYTHONPATH": sys.argv[3]} if len(sys.argv) > 3 else {}
@@ -420,7 +420,7 @@ digests = {path.name: digest_of(path.read_bytes()) for path in model.iterdir()}
 print(asyncio.run(loader.load("m", "1", model, digests, tier="mapped")).source, flush=True)
 """
 SLOW = """
-import kensho.runtime.stages as stages, time
+import kensho.runtime.compiling.stages as stages, time
 real = stages.compile_model
 def slow(*args, progress, **named):
     progress("parsing", 0, 1, "tensors")

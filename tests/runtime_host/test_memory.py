@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.cgroups import cgroup_paths
-from kensho.runtime.memory import parse_available, parse_room, read_memory
+from kensho.runtime.system.cgroups import cgroup_paths
+from kensho.runtime.system.memory import parse_available, parse_room, read_memory
 
 MEMINFO = "MemTotal:       24105000 kB\nMemFree:  1 kB\nMemAvailable:   2000 kB\n"
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.cache.loaded_graph import LoadedGraph
 
 pytestmark = pytest.mark.real
 
 RUN = """
 import os, sys
 from pathlib import Path
-from kensho.runtime.session import Session
+from kensho.runtime.engine.session import Session
 threads = len(os.listdir("/proc/self/task"))
 session = Session.load(Path(sys.argv[1]), Path("."), tier="mapped", threads=1)
 session.append([1, 2])

@@ -11,10 +11,10 @@ import pytest
 
 pytestmark = pytest.mark.real
 
-BEGIN = "import os, sys, time\nfrom kensho.runtime.prefork import prefork\n"
+BEGIN = "import os, sys, time\nfrom kensho.runtime.hosts.prefork import prefork\n"
 PING = """
 import socket
-from kensho.runtime import frames
+from kensho.runtime.hosts import frames
 def ping(fd):
     sock = socket.socket(fileno=fd)
     sock.sendall(frames.encode(frames.Ping()))
@@ -35,7 +35,7 @@ def run(text: str, env: dict[str, str] | None = None) -> str:
 def test_importing_it_imports_nothing_heavy() -> None:
     heavy = {"numpy", "onnxruntime", "asyncio", "socket", "subprocess", "ctypes", "signal", "json", "logging"}
     loaded = run("print(*sys.modules)").split()
-    assert "kensho.runtime.prefork" in loaded
+    assert "kensho.runtime.hosts.prefork" in loaded
     assert not heavy & set(loaded)
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from kensho.base.errors import EngineError
-from kensho.runtime import process
-from kensho.runtime.process import Ended, spawn
+from kensho.runtime.system import process
+from kensho.runtime.system.process import Ended, spawn
 
 pytestmark = pytest.mark.real
 
 ARM = (
-    "import os, sys, time\nfrom kensho.runtime.parent_death import die_with_parent\ndie_with_parent(int(sys.argv[1]))\n"
+    "import os, sys, time\n"
+    "from kensho.runtime.system.parent_death import die_with_parent\n"
+    "die_with_parent(int(sys.argv[1]))\n"
 )
 
 
@@ -86,7 +88,7 @@ def test_a_child_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
 def test_a_child_that_hangs_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     env = module(tmp_path, ARM + "os.write(2, b'up')\ntime.sleep(60)")
     parent_text = (
-        "import sys, time\nfrom kensho.runtime.process import spawn\n"
+        "import sys, time\nfrom kensho.runtime.system.process import spawn\n"
         f"child = spawn('child', pass_fds=(), env={env!r})\n"
         "while not child._tail: time.sleep(0.01)\n"
         "print(child.pid, flush=True)\ntime.sleep(60)"

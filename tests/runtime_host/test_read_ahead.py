@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.runtime import read_ahead as module
-from kensho.runtime.read_ahead import FAR_KIB, WINDOW_BYTES, read_ahead, reads_far
+from kensho.runtime.system import read_ahead as module
+from kensho.runtime.system.read_ahead import FAR_KIB, WINDOW_BYTES, read_ahead, reads_far
 
 Calls = list[tuple[str, int, int]]
 

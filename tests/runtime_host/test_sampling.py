@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from kensho.base.errors import WrongNumbers
 from kensho.base.inference import Sampling
-from kensho.runtime.sampling import choose, uniform
+from kensho.runtime.engine.sampling import choose, uniform
 
 LOGITS = arrays(np.float32, st.integers(1, 50), elements=st.floats(-30, 30, width=32))
 

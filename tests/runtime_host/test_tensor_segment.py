@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base.errors import ConfigError, EngineError
-from kensho.runtime.frames import MAX_TENSORS, Exchange, TensorHeader
-from kensho.runtime.tensor_segment import ALIGNMENT_BYTES, MAX_SEGMENT_BYTES, TensorSegment
+from kensho.runtime.hosts.frames import MAX_TENSORS, Exchange, TensorHeader
+from kensho.runtime.hosts.tensor_segment import ALIGNMENT_BYTES, MAX_SEGMENT_BYTES, TensorSegment
 
 DTYPES = ["float16", "float32", "float64", "int8", "int32", "int64", "uint8"]
 NUMBERS = st.integers(0, 2**32 - 1)
@@ -159,7 +159,7 @@ def test_a_closed_segment_refuses_and_views_stay_readable(pair: tuple[TensorSegm
 
 
 def test_headers_fit_into_a_frame_at_their_largest() -> None:
-    from kensho.runtime.frames import Decoder, encode
+    from kensho.runtime.hosts.frames import Decoder, encode
 
     headers = (TensorHeader("n" * 64, "float32", (2**32 - 1,) * 8, 2**32 - 1),) * MAX_TENSORS
     assert Decoder().feed(encode(Exchange(1, "echo", headers))) == [Exchange(1, "echo", headers)]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from kensho.base.errors import ConfigError, ModelError
-from kensho.runtime.detokenizer import Detokenizer, style_of
-from kensho.runtime.text import TextCodec
+from kensho.runtime.text.codec import TextCodec
+from kensho.runtime.text.detokenizer import Detokenizer, style_of
 
 WORDS = [
     "the quick brown fox, l'été déjà vu où «ça» coûte 10 €",

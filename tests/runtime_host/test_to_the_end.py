@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from kensho.runtime.to_the_end import to_the_end
+from kensho.runtime.system.to_the_end import to_the_end
 from kensho.testing.loop import run_virtual
 
 

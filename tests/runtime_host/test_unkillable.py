@@ -8,9 +8,9 @@ import pytest
 from kensho.base.clock import SystemClock
 from kensho.base.errors import EngineUnkillable
 from kensho.base.ids import digest_of
-from kensho.runtime.host import EngineHost
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.process import Ended
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.system.process import Ended
 
 
 class Process:

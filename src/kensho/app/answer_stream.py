@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kensho.app.serving import Serving
     from kensho.delivery.store import InstalledModel
     from kensho.resilience.router import Choice
-    from kensho.runtime.text import TextCodec
+    from kensho.runtime.text.codec import TextCodec
 
 LONG_PROMPT_CHARS = 20_000
 """Turning so many into ids takes some 10 ms: that is done beside the event loop."""

@@ -50,7 +50,7 @@ def _python(app: Kensho) -> Check:
 
 def _engine(app: Kensho) -> Check:
     del app
-    from kensho.runtime.machine import read_machine
+    from kensho.runtime.system.machine import read_machine
 
     machine = read_machine()
     found = f"ONNX Runtime {machine.engine_version} on {machine.arch} ({', '.join(machine.cpu_features) or 'plain'})"

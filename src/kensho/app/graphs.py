@@ -4,9 +4,9 @@ from kensho.app.kensho import Kensho
 from kensho.app.opening import make_cache
 from kensho.base.errors import ModelError
 from kensho.base.structs import Struct
-from kensho.runtime.graph_cache import GraphCache
-from kensho.runtime.graph_identity import key_fields
-from kensho.runtime.graph_list import (
+from kensho.runtime.cache.graph_cache import GraphCache
+from kensho.runtime.cache.graph_identity import key_fields
+from kensho.runtime.cache.graph_list import (
     Content,
     FailedGraph,
     GraphInfo,
@@ -16,8 +16,8 @@ from kensho.runtime.graph_list import (
     list_graphs,
     prune_graphs,
 )
-from kensho.runtime.graph_statistics import GraphStatistics
-from kensho.runtime.machine import Machine, read_machine
+from kensho.runtime.cache.graph_statistics import GraphStatistics
+from kensho.runtime.system.machine import Machine, read_machine
 
 
 class Graphs(Struct):

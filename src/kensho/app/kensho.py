@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from kensho.delivery.store import InstalledModel
     from kensho.delivery.updater import PullReport
     from kensho.resilience.circuit import Mode
-    from kensho.runtime.frames import FaultKind
-    from kensho.runtime.loaded_graph import LoadedGraph
-    from kensho.runtime.prefork import Prefork
+    from kensho.runtime.cache.loaded_graph import LoadedGraph
+    from kensho.runtime.hosts.frames import FaultKind
+    from kensho.runtime.hosts.prefork import Prefork
 
 
 class Kensho:
@@ -68,7 +68,7 @@ class Kensho:
         has_log: bool = True,
         first_host: "Prefork | None" = None,
     ) -> None:
-        """`first_host`: a host that was forked before the imports (`runtime.prefork`), for the first engine; the
+        """`first_host`: a host that was forked before the imports (`runtime.hosts.prefork`), for the first engine; the
         caller closes it at the end."""
         if (source is None) != (root is None):
             raise UsageError("source and root go together", advice="give both, or neither for a store that exists")
@@ -299,7 +299,7 @@ class Kensho:
         if self._serving is None:
             from kensho.app.opening import ModelOpener
             from kensho.app.serving import Serving
-            from kensho.runtime.memory import read_memory
+            from kensho.runtime.system.memory import read_memory
 
             self._serving = Serving(
                 self.settings,

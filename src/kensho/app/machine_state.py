@@ -9,8 +9,8 @@ from pathlib import Path
 from kensho.app.circuit_file import CircuitFile
 from kensho.base.clock import Seconds
 from kensho.resilience.surroundings import MachineSeen, Surroundings
-from kensho.runtime.graph_entry import read_boot_id
-from kensho.runtime.machine import read_machine
+from kensho.runtime.cache.graph_entry import read_boot_id
+from kensho.runtime.system.machine import read_machine
 
 _MAX_BYTES = 4096
 

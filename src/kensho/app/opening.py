@@ -23,30 +23,30 @@ from kensho.delivery.store import InstalledModel
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.cpus import read_cpus
-from kensho.runtime.early_host import EarlyHosts
-from kensho.runtime.frames import Tier
-from kensho.runtime.graph_cache import GraphCache
-from kensho.runtime.graph_entry import read_boot_id
-from kensho.runtime.graph_identity import stated_kv_bytes, stated_vocab_size
-from kensho.runtime.header import GRAPH_FILE, TABLE_SECTION, WEIGHTS_FILE, read_header
-from kensho.runtime.host import EngineHost
-from kensho.runtime.host_supply import HostSupply
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.loader import ModelLoader
-from kensho.runtime.machine import read_machine
-from kensho.runtime.prefork import Prefork
-from kensho.runtime.read_ahead import read_ahead
-from kensho.runtime.text import TextCodec
-from kensho.runtime.tokenizer.files import places
+from kensho.runtime.cache.graph_cache import GraphCache
+from kensho.runtime.cache.graph_entry import read_boot_id
+from kensho.runtime.cache.graph_identity import stated_kv_bytes, stated_vocab_size
+from kensho.runtime.cache.header import GRAPH_FILE, TABLE_SECTION, WEIGHTS_FILE, read_header
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.cache.loader import ModelLoader
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.hosts.early_host import EarlyHosts
+from kensho.runtime.hosts.frames import Tier
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.hosts.host_supply import HostSupply
+from kensho.runtime.hosts.prefork import Prefork
+from kensho.runtime.system.cpus import read_cpus
+from kensho.runtime.system.machine import read_machine
+from kensho.runtime.system.read_ahead import read_ahead
+from kensho.runtime.text.codec import TextCodec
+from kensho.runtime.text.tokenizer.files import places
 from kensho.settings import Settings
 
 MAX_THREADS = 4
 """Of one engine host, unless the settings say otherwise: decoding is bound by memory, more threads only compete."""
 
 if TYPE_CHECKING:
-    from kensho.runtime.in_process import InProcessEngine
+    from kensho.runtime.engine.in_process import InProcessEngine
 
     LoadedEngine = EngineHost | InProcessEngine
 
@@ -249,7 +249,7 @@ class ModelOpener:
     def _engine(self, name: str, graph: LoadedGraph) -> "LoadedEngine":
         settings = self._settings
         if settings.isolation == "none":
-            from kensho.runtime.in_process import InProcessEngine
+            from kensho.runtime.engine.in_process import InProcessEngine
 
             return InProcessEngine(
                 name,

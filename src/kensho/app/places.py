@@ -10,9 +10,9 @@ from kensho.base.clock import Seconds
 from kensho.base.structs import Struct, field
 from kensho.delivery.leases import Lease
 from kensho.delivery.store import InstalledModel
-from kensho.runtime.frames import Tier
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.text import TextCodec
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.hosts.frames import Tier
+from kensho.runtime.text.codec import TextCodec
 
 
 class Opener(Protocol):

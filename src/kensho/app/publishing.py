@@ -8,9 +8,9 @@ from pathlib import Path
 from kensho.base.clock import Seconds, SystemClock
 from kensho.base.errors import ModelError
 from kensho.base.structs import Struct
-from kensho.runtime.tokenizer.files import source_digests
-from kensho.runtime.tokenizer.refuse import TablesRefused
-from kensho.runtime.tokenizer.tables import FILE_NAME, MAX_FILE_BYTES, Tables
+from kensho.runtime.text.tokenizer.files import source_digests
+from kensho.runtime.text.tokenizer.refuse import TablesRefused
+from kensho.runtime.text.tokenizer.tables import FILE_NAME, MAX_FILE_BYTES, Tables
 
 __all__ = ["FILE_NAME", "MAX_FILE_BYTES", "MadeFiles", "made_files"]
 
@@ -43,7 +43,7 @@ def made_files(source: Path, earlier: Callable[[], bytes | None] = lambda: None)
     try:
         data = _that_fit(earlier(), source)
         if data is None:
-            from kensho.runtime.tokenizer.build_folder import build_folder
+            from kensho.runtime.text.tokenizer.build_folder import build_folder
 
             data = build_folder(source)
             seconds = clock.monotonic_s() - start_s

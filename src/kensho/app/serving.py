@@ -33,9 +33,9 @@ from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoug
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
 from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
-from kensho.runtime.frames import Tier
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.text import TextCodec
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.hosts.frames import Tier
+from kensho.runtime.text.codec import TextCodec
 from kensho.settings import Settings
 
 LOOK_EVERY_S: Seconds = 5.0
@@ -55,7 +55,7 @@ class Serving:
         clock: Clock,
         emit: Emit,
     ) -> None:
-        """`read_memory` says how many bytes the machine can still give (`runtime.memory`)."""
+        """`read_memory` says how many bytes the machine can still give (`runtime.system.memory`)."""
         self._settings = settings
         self._opener = make_opener(self._hear)
         self._read_memory = read_memory

@@ -9,7 +9,7 @@ from kensho.base.errors import Damaged
 from kensho.base.events import Emit
 from kensho.delivery.checker import check_model
 from kensho.delivery.store import InstalledModel, Store
-from kensho.runtime.graph_identity import stated_kv_bytes
+from kensho.runtime.cache.graph_identity import stated_kv_bytes
 from kensho.settings import Settings
 
 USES_SETTING = "uses_by_hour"

@@ -14,7 +14,7 @@ from kensho.base.clock import Seconds
 from kensho.base.errors import NotEnoughMemory
 from kensho.base.structs import Struct
 from kensho.base.units import size_text
-from kensho.runtime.frames import Tier
+from kensho.runtime.hosts.frames import Tier
 from kensho.settings import TierChoice
 
 KEPT_MODELS = 3

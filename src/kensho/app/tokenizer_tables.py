@@ -11,8 +11,8 @@ from kensho.base.clock import Clock
 from kensho.base.events import Emit, Event, RequestFinished, TokenizerTables
 from kensho.base.ids import Digest
 from kensho.delivery.store import InstalledModel
-from kensho.runtime.text import TextCodec
-from kensho.runtime.tokenizer.builder import TablesBuilder
+from kensho.runtime.text.codec import TextCodec
+from kensho.runtime.text.tokenizer.builder import TablesBuilder
 from kensho.settings import Settings
 
 Key = tuple[str, str]

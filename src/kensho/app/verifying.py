@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection
 from kensho.app.places import Opener, Place
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import Damaged
-from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.cache.loaded_graph import LoadedGraph
 
 VERIFY_EVERY_S: Seconds = 86400.0
 """Of each graph that stays loaded (guess)."""

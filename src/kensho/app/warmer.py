@@ -29,7 +29,7 @@ from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import KenshoError, StorageError
 from kensho.base.events import Emit, Event, ModelNotWarmed, ModelWarmed, RequestFinished
 from kensho.delivery.store import InstalledModel
-from kensho.runtime.loaded_graph import LoadedGraph
+from kensho.runtime.cache.loaded_graph import LoadedGraph
 
 BEGIN_S: Seconds = 5.0
 """After the application was opened (guess): one that answers one question and ends is ending by then."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kensho.app import Kensho
     from kensho.base.clock import Clock
     from kensho.cli.output import Output
-    from kensho.runtime.prefork import Prefork
+    from kensho.runtime.hosts.prefork import Prefork
     from kensho.settings import Settings
 
 

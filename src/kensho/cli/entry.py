@@ -18,7 +18,7 @@ TYPE_CHECKING = False  # importing `typing` takes longer than asking the daemon
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kensho.runtime.prefork import Prefork
+    from kensho.runtime.hosts.prefork import Prefork
 
 SHARED = (
     "contextvars",
@@ -31,10 +31,10 @@ SHARED = (
     "weakref",
     "hashlib",
     "kensho.base.clock",
-    "kensho.runtime.error_wire",
-    "kensho.runtime.frames",
-    "kensho.runtime.pins",
-    "kensho.runtime.header",
+    "kensho.runtime.hosts.error_wire",
+    "kensho.runtime.hosts.frames",
+    "kensho.runtime.cache.pins",
+    "kensho.runtime.cache.header",
 )
 """What this process and an engine host both need: imported before the fork, it is paid for once."""
 
@@ -128,7 +128,7 @@ def _fork_host(arguments: list[str], environ: "Mapping[str, str]") -> "Prefork |
         return None
     from importlib import import_module
 
-    from kensho.runtime.prefork import prefork
+    from kensho.runtime.hosts.prefork import prefork
 
     for name in SHARED:
         import_module(name)

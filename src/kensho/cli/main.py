@@ -21,7 +21,7 @@ from kensho.cli.output import Output
 from kensho.settings import load_settings
 
 if TYPE_CHECKING:
-    from kensho.runtime.prefork import Prefork
+    from kensho.runtime.hosts.prefork import Prefork
 
 
 def main(argv: Sequence[str] | None = None, *, first_host: "Prefork | None" = None) -> int:

@@ -12,7 +12,7 @@ from kensho.app import GenerateOptions, Kensho, Token
 from kensho.base.events import CircuitChanged, CompileFinished, CompileStage, Event, GraphLoaded, StreamMoved
 from kensho.base.units import size_text
 from kensho.demo.stage import FIRST, MODEL, Question, Stage, StepFailed, check, questions
-from kensho.runtime.stages import STAGES
+from kensho.runtime.compiling.stages import STAGES
 
 CHILD_TIMEOUT_S = 60
 TOKENS_BEFORE_THE_CRASH = 5

@@ -18,7 +18,7 @@ from kensho.base.structs import Struct
 
 
 class Steps(Protocol):
-    """What is needed of `runtime.session.Session`."""
+    """What is needed of `runtime.engine.session.Session`."""
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]: ...
 

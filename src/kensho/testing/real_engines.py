@@ -20,13 +20,13 @@ from kensho.demo.stage import embedded_model
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
-from kensho.runtime.compile_job import CompileJob
-from kensho.runtime.compiler import Compiler
-from kensho.runtime.header import KeyFields, graph_key, read_header
-from kensho.runtime.host import EngineHost
-from kensho.runtime.host_supply import HostSupply
-from kensho.runtime.loaded_graph import LoadedGraph
-from kensho.runtime.machine import read_machine
+from kensho.runtime.cache.header import KeyFields, graph_key, read_header
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.compiling.compile_job import CompileJob
+from kensho.runtime.compiling.compiler import Compiler
+from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.hosts.host_supply import HostSupply
+from kensho.runtime.system.machine import read_machine
 
 PROMPT_IDS = (2, 301, 302, 17, 44)
 MAX_CONTEXT = 1024

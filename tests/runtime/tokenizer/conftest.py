@@ -11,11 +11,11 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from kensho.base.structs import Struct
-from kensho.runtime.tokenizer import build
-from kensho.runtime.tokenizer.decode import Decoder
-from kensho.runtime.tokenizer.encode import Encoder
-from kensho.runtime.tokenizer.plan import parse_plan
-from kensho.runtime.tokenizer.tables import Tables
+from kensho.runtime.text.tokenizer import build
+from kensho.runtime.text.tokenizer.decode import Decoder
+from kensho.runtime.text.tokenizer.encode import Encoder
+from kensho.runtime.text.tokenizer.plan import parse_plan
+from kensho.runtime.text.tokenizer.tables import Tables
 
 ROOT = Path(__file__).parents[3]
 MARK = "\u2581"

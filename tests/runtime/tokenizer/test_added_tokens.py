@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.tokenizer.added_tokens import AddedToken, AddedTokens, dump_added, parse_added
-from kensho.runtime.tokenizer.refuse import TablesRefused
+from kensho.runtime.text.tokenizer.added_tokens import AddedToken, AddedTokens, dump_added, parse_added
+from kensho.runtime.text.tokenizer.refuse import TablesRefused
 
 WORDS = st.lists(st.text("ab<]^", min_size=1, max_size=4), min_size=1, max_size=6, unique=True)
 

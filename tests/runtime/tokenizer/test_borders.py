@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.tokenizer.borders import Borders, dump_borders, whole_pairs
-from kensho.runtime.tokenizer.cuts import Joints, bit_of
-from kensho.runtime.tokenizer.draws import Draws
-from kensho.runtime.tokenizer.lookup import LEFT, NO_MERGE, RIGHT
-from kensho.runtime.tokenizer.merge import merge
-from kensho.runtime.tokenizer.refuse import TablesRefused
+from kensho.runtime.text.tokenizer.borders import Borders, dump_borders, whole_pairs
+from kensho.runtime.text.tokenizer.cuts import Joints, bit_of
+from kensho.runtime.text.tokenizer.draws import Draws
+from kensho.runtime.text.tokenizer.lookup import LEFT, NO_MERGE, RIGHT
+from kensho.runtime.text.tokenizer.merge import merge
+from kensho.runtime.text.tokenizer.refuse import TablesRefused
 
 SIGNS = " a\u3042\u3044\u30b3\u30f3\u30a2\u3402\u00e9\u00ea\U0001f600\U0001f601"
 """They share first and last bytes."""

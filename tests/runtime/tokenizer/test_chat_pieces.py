@@ -2,8 +2,8 @@
 
 import pytest
 
-from kensho.runtime.chat_template import ChatPieces, render_question
-from kensho.runtime.tokenizer.chat_pieces import find_pieces
+from kensho.runtime.text.chat_template import ChatPieces, render_question
+from kensho.runtime.text.tokenizer.chat_pieces import find_pieces
 
 pytestmark = pytest.mark.real
 

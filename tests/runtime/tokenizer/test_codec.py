@@ -18,12 +18,12 @@ from kensho.base.clock import SystemClock
 from kensho.base.errors import ConfigError, ModelError
 from kensho.base.events import Event
 from kensho.base.ids import Digest
-from kensho.runtime.text import TextCodec
-from kensho.runtime.tokenizer import build, table_tokenizer
-from kensho.runtime.tokenizer.build_folder import build_folder
-from kensho.runtime.tokenizer.builder import TablesBuilder
-from kensho.runtime.tokenizer.files import keep_reason, keep_tables, made_name, reason_against
-from kensho.runtime.tokenizer.refuse import NotCovered
+from kensho.runtime.text.codec import TextCodec
+from kensho.runtime.text.tokenizer import build, table_tokenizer
+from kensho.runtime.text.tokenizer.build_folder import build_folder
+from kensho.runtime.text.tokenizer.builder import TablesBuilder
+from kensho.runtime.text.tokenizer.files import keep_reason, keep_tables, made_name, reason_against
+from kensho.runtime.text.tokenizer.refuse import NotCovered
 
 pytestmark = pytest.mark.real
 
@@ -84,7 +84,7 @@ def test_a_load_with_tables_imports_and_reads_nothing_heavy(make_model: Any) -> 
     digests = ship(folder)
     (folder / "tokenizer.json").unlink()  # not even opened
     program = (
-        "import sys, json; from pathlib import Path; from kensho.runtime.text import TextCodec;"
+        "import sys, json; from pathlib import Path; from kensho.runtime.text.codec import TextCodec;"
         "codec = TextCodec.load(Path(sys.argv[1]), digests=json.loads(sys.argv[2]));"
         "ids = codec.prompt_ids('Hello, l\\u00e9t\\u00e9 \\u65e5'); codec.decode(ids);"
         "print(json.dumps([codec.source, sorted({'tokenizers', 'jinja2', 'numpy', 'dataclasses'}"

@@ -6,7 +6,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.tokenizer.cuts import Joints, at_groups, at_marks, bit_of, find_groups
+from kensho.runtime.text.tokenizer.cuts import Joints, at_groups, at_marks, bit_of, find_groups
 
 MARK = "\u2581"
 SIGNS = st.sampled_from("abcZ019.,;(\n\t\u00e9\u4e00\u201c\u2581\U0001f600 \0]^-\\")

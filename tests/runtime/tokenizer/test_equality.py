@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from kensho.runtime.tokenizer.build import build_tables
-from kensho.runtime.tokenizer.build_words import byte_alphabet
-from kensho.runtime.tokenizer.draws import Draws
-from kensho.runtime.tokenizer.encode import Encoder, NeedsLibrary
-from kensho.runtime.tokenizer.plan import parse_plan
-from kensho.runtime.tokenizer.refuse import NotCovered
-from kensho.runtime.tokenizer.self_check import check_tables
-from kensho.runtime.tokenizer.tables import Tables
+from kensho.runtime.text.tokenizer.build import build_tables
+from kensho.runtime.text.tokenizer.build_words import byte_alphabet
+from kensho.runtime.text.tokenizer.draws import Draws
+from kensho.runtime.text.tokenizer.encode import Encoder, NeedsLibrary
+from kensho.runtime.text.tokenizer.plan import parse_plan
+from kensho.runtime.text.tokenizer.refuse import NotCovered
+from kensho.runtime.text.tokenizer.self_check import check_tables
+from kensho.runtime.text.tokenizer.tables import Tables
 
 pytestmark = pytest.mark.real
 

@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kensho.runtime.tokenizer import merge as merging
-from kensho.runtime.tokenizer.lookup import LEFT, NO_MERGE, RIGHT
+from kensho.runtime.text.tokenizer import merge as merging
+from kensho.runtime.text.tokenizer.lookup import LEFT, NO_MERGE, RIGHT
 
 RANKS = st.permutations([(left, right) for left in range(4) for right in range(4)])
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from kensho.runtime.tokenizer.build_pattern import rewrite
-from kensho.runtime.tokenizer.recipe import read_recipe
-from kensho.runtime.tokenizer.refuse import NotCovered
+from kensho.runtime.text.tokenizer.build_pattern import rewrite
+from kensho.runtime.text.tokenizer.recipe import read_recipe
+from kensho.runtime.text.tokenizer.refuse import NotCovered
 
 MARK = "\u2581"
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
@@ -137,7 +137,7 @@ def test_a_pattern_that_is_not_understood_is_refused(pattern: str) -> None:
 def test_a_vocabulary_with_something_odd_is_refused(
     change: Callable[[dict[str, Any]], None], reason: str, trained: Callable[[str], Any]
 ) -> None:
-    from kensho.runtime.tokenizer.build import build_tables
+    from kensho.runtime.text.tokenizer.build import build_tables
 
     document = json.loads(trained("gemma").to_str())
     if "<0x41><0x42>" not in document["model"]["vocab"]:

@@ -10,12 +10,12 @@ from zlib import crc32
 
 import pytest
 
-from kensho.runtime.tokenizer.decode import Decoder
-from kensho.runtime.tokenizer.encode import Encoder
-from kensho.runtime.tokenizer.lookup import Merges, Vocabulary
-from kensho.runtime.tokenizer.plan import parse_plan
-from kensho.runtime.tokenizer.refuse import TablesRefused
-from kensho.runtime.tokenizer.tables import BLOCK_BYTES, SECTIONS, Tables, dump_tables
+from kensho.runtime.text.tokenizer.decode import Decoder
+from kensho.runtime.text.tokenizer.encode import Encoder
+from kensho.runtime.text.tokenizer.lookup import Merges, Vocabulary
+from kensho.runtime.text.tokenizer.plan import parse_plan
+from kensho.runtime.text.tokenizer.refuse import TablesRefused
+from kensho.runtime.text.tokenizer.tables import BLOCK_BYTES, SECTIONS, Tables, dump_tables
 
 EMPTY = dict.fromkeys(SECTIONS[1:], b"")
 

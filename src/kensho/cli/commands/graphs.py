@@ -9,7 +9,7 @@ from kensho.cli.context import Context, Result
 
 if TYPE_CHECKING:
     from kensho.app.graphs import Graphs
-    from kensho.runtime.graph_list import FailedGraph, GraphInfo
+    from kensho.runtime.cache.graph_list import FailedGraph, GraphInfo
 
 _STATES = {
     "ready": "",

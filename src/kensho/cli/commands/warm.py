@@ -9,7 +9,7 @@ from kensho.cli.context import Context, Result
 
 if TYPE_CHECKING:
     from kensho.app import Kensho
-    from kensho.runtime.loaded_graph import LoadedGraph
+    from kensho.runtime.cache.loaded_graph import LoadedGraph
 
 
 def add_arguments(arguments: Arguments) -> None:

@@ -1,0 +1,1 @@
+"""A compiled graph is made, tried and chosen, in a child process."""

@@ -1,0 +1,1 @@
+"""One model in memory that makes tokens; no process, no socket."""

@@ -1,0 +1,1 @@
+"""From a model to ONNX graphs: operations, number formats, where each weight lies."""

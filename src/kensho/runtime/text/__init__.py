@@ -1,0 +1,1 @@
+"""Words to token ids and back, and chat templates."""
