@@ -608,15 +608,58 @@ async def collect(answer: Answer) -> list[int]:
 
 
 @pytest.mark.parametrize("priority", [Priority.HIGH, Priority.NORMAL])
-def test_only_low_streams_are_cut(priority: Priority) -> None:
+def test_a_stream_of_any_class_gives_way_to_a_critical_request(priority: Priority) -> None:
     async def use(world: World) -> None:
         long = asyncio.create_task(world.ask(priority=priority, sampling=LONG))
         await asyncio.sleep(1.0)
-        await world.ask(priority=Priority.CRITICAL)
+        answer = world.scheduler.submit(PROMPT, TEN, priority=Priority.CRITICAL)
+        assert [token async for token in answer] == WHOLE
+        assert answer.record.first_token_ms == pytest.approx(30.0, abs=10.1)
         assert await long == expected_ids(PROMPT, LONG)
 
     world = in_world(use, engines=1)
-    assert world.of(RequestFinished)[0].priority == priority.name.lower()
+    assert [event.priority for event in world.of(RequestFinished)] == ["critical", priority.name.lower()]
+
+
+@pytest.mark.parametrize("urgent", [Priority.HIGH, Priority.NORMAL])
+def test_nobody_but_low_gives_way_to_one_who_is_not_critical(urgent: Priority) -> None:
+    async def use(world: World) -> None:
+        long = asyncio.create_task(world.ask(priority=Priority.NORMAL, sampling=LONG))
+        await asyncio.sleep(1.0)
+        await world.ask(priority=urgent)
+        assert await long == expected_ids(PROMPT, LONG)
+
+    world = in_world(use, engines=1)
+    assert world.of(RequestFinished)[0].tokens == LONG.max_tokens
+
+
+def test_a_critical_stream_gives_way_to_nobody() -> None:
+    async def use(world: World) -> None:
+        first = world.scheduler.submit(PROMPT, LONG, priority=Priority.CRITICAL)
+        running = asyncio.create_task(collect(first))
+        await asyncio.sleep(1.0)
+        await world.ask(priority=Priority.CRITICAL)
+        assert await running == expected_ids(PROMPT, LONG)
+        assert first.record.pauses == 0
+
+    in_world(use, engines=1)
+
+
+@pytest.mark.parametrize(("slack_s", "pauses"), [(1.0, 0), (20.0, 1)])
+def test_a_whole_answer_gives_way_only_if_it_is_in_time_all_the_same(slack_s: float, pauses: int) -> None:
+    async def use(world: World) -> None:
+        for _ in range(3):  # so that the times of a step and of an answer are known
+            await world.ask(sampling=LONG)
+        deadline_s = world.clock.monotonic_s() + 3.1 + slack_s  # 300 tokens of 10 ms
+        whole = world.scheduler.submit(PROMPT, LONG, deadline_s=deadline_s, is_whole=True)
+        running = asyncio.create_task(collect(whole))
+        await asyncio.sleep(2.0)
+        await world.ask(priority=Priority.CRITICAL)
+        assert await running == expected_ids(PROMPT, LONG)
+        assert whole.record.pauses == pauses
+        assert world.clock.monotonic_s() <= deadline_s
+
+    in_world(use, engines=1)
 
 
 def test_a_stream_that_lost_its_engine_takes_that_of_a_low_one() -> None:

@@ -269,7 +269,7 @@ class AdmissionQueue:
         return ticket
 
     def urgent(self) -> list[Ticket]:
-        """Those who wait for whom LOW work is interrupted: CRITICAL ones, and all but LOW that were begun."""
+        """Those who wait for whom others are interrupted: CRITICAL ones, and all but LOW that were begun."""
         begun = [ticket for p in (Priority.HIGH, Priority.NORMAL) for ticket in self._resumed[p].values()]
         critical = (self._resumed[Priority.CRITICAL], self._fresh[Priority.CRITICAL])
         return [ticket for line in critical for ticket in line.values()] + begun

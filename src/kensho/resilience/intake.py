@@ -2,7 +2,8 @@
 
 Whoever gets a `Turn` holds its engine and gives it back with `give_back`, exactly once. A request that is refused, late
 or evicted while it waits gets the reason as an exception; a cancelled one leaves in O(1). When somebody urgent waits
-and no engine is free, a LOW turn is asked to stop (`Turn.cut`): it gives back, and waits again with `wait_again`.
+and no engine is free, a less important turn is asked to stop (`Turn.cut`): it gives back, and waits again with
+`wait_again`.
 """
 
 import asyncio
@@ -41,9 +42,24 @@ class Turn(Struct, frozen=False, eq=False):
     engine: str | None
     """None: no engine takes requests now; whoever gets this says so to its client."""
     began_s: Seconds
+    held_s: Seconds = 0.0
+    """How long the same request has had an engine before, in turns that were cut."""
+    due_s: Seconds = 0.0
+    """Its work must be done by then; infinite once a reader has seen tokens of it."""
     cut: Callable[[], None] | None = None
     """Set by the holder if it can be interrupted; called at most once."""
     is_cut: bool = False
+
+    def bears(self, urgent: Ticket, ends_s: Seconds, needed_s: Seconds) -> bool:
+        """Whether it may be cut for `urgent`, who will be done at `ends_s`, when it needs `needed_s` in all itself.
+
+        LOW work gives way to all who are urgent. HIGH and NORMAL work gives way to CRITICAL requests, and only if it
+        can still be in time after them: to break one promise for another would be no gain.
+        """
+        if self.ticket.priority is Priority.LOW:
+            return True
+        is_above = urgent.priority is Priority.CRITICAL and self.ticket.priority is not Priority.CRITICAL
+        return is_above and ends_s + needed_s <= self.due_s
 
 
 class Intake:
@@ -70,6 +86,8 @@ class Intake:
         self._clock = clock
         self._emit = emit
         self._waiting: dict[int, asyncio.Future[Turn]] = {}
+        self._held_s: dict[int, Seconds] = {}
+        """Of those who wait again."""
         self._turns: dict[Turn, None] = {}  # a set whose order is that of time
         self._service_times = RecentTimes()
         self._level = Level.NORMAL
@@ -109,7 +127,11 @@ class Intake:
         if self._closed:
             raise self._closed
         ticket = self._queue.resume(turn.ticket, deadline_s, work, self._clock.monotonic_s(), avoids=avoids)
-        return await self._wait(ticket, [])
+        self._held_s[ticket.number] = turn.held_s
+        try:
+            return await self._wait(ticket, [])
+        finally:
+            del self._held_s[ticket.number]
 
     def claim(self, turn: Turn) -> Turn | None:
         """A second engine for the holder of `turn`, if one is idle and nobody waits for it."""
@@ -130,8 +152,9 @@ class Intake:
             return
         del self._turns[turn]
         now_s = self._clock.monotonic_s()
-        if turn.engine is not None:
-            self._service_times.add(now_s - turn.began_s, now_s)
+        turn.held_s += now_s - turn.began_s
+        if turn.engine is not None and not turn.is_cut:
+            self._service_times.add(turn.held_s, now_s)
         self.pump()
 
     def pump(self) -> None:
@@ -146,7 +169,7 @@ class Intake:
             self._start_one(estimate, one.engine)
         while (stranded := self._queue.take_stranded(estimate)) is not None:
             self._start(stranded, None)
-        self._cut_low(estimate)
+        self._interrupt(estimate)
         self._note_level()
 
     def close(self, error: KenshoError) -> None:
@@ -199,24 +222,28 @@ class Intake:
         self._waiting.pop(ticket.number).set_result(self._begin(ticket, engine))
 
     def _begin(self, ticket: Ticket, engine: str | None) -> Turn:
-        turn = Turn(ticket, engine, self._clock.monotonic_s())
+        held_s = self._held_s.get(ticket.number, 0.0)
+        turn = Turn(ticket, engine, self._clock.monotonic_s(), held_s, ticket.deadline_s)
         self._turns[turn] = None
         return turn
 
-    def _cut_low(self, estimate: Estimate) -> None:
-        """The youngest LOW turns make room for the urgent who wait, one each: for one who can use its engine, and in
-        time, or the LOW one would have it back at once."""
-        low = [turn for turn in self._turns if turn.ticket.priority is Priority.LOW and turn.cut]
-        if not low:
+    def _interrupt(self, estimate: Estimate) -> None:
+        """Turns make room for the urgent who wait, one each: for one who can use its engine, and in time, or its
+        holder would have it back at once. The least important first, and of those the youngest."""
+        turns = [turn for turn in self._turns if turn.cut]
+        urgent = self._queue.urgent() if turns else []
+        if not urgent:
             return
         now_s, has_others = self._clock.monotonic_s(), len(estimate.candidates) > 1
-        low.sort(key=lambda turn: (not turn.is_cut, -turn.began_s))  # room that is being made counts first
-        for ticket in self._queue.urgent():
-            for turn in low:
+        # Room that is being made counts first.
+        turns.sort(key=lambda turn: (not turn.is_cut, -turn.ticket.priority, -turn.began_s))
+        for ticket in urgent:
+            for turn in turns:
                 engine = turn.engine or ""
-                is_of_use = now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s
-                if is_of_use and ticket.may_use(engine, has_others=has_others):
-                    low.remove(turn)
+                ends_s = now_s + estimate.needed_s(ticket, engine)
+                is_of_use = ends_s <= ticket.deadline_s and ticket.may_use(engine, has_others=has_others)
+                if is_of_use and (turn.is_cut or turn.bears(ticket, ends_s, estimate.needed_s(turn.ticket, engine))):
+                    turns.remove(turn)
                     if turn.cut and not turn.is_cut:
                         turn.is_cut = True
                         turn.cut()

@@ -166,7 +166,7 @@ class Life:
                 async with aclosing(self._parts(turn)) as parts:
                     async for engine, token in parts:
                         if has_deadline and not self._request.is_whole and not turn.is_cut:
-                            has_deadline = False
+                            has_deadline, turn.due_s = False, float("inf")
                             limit.reschedule(None)
                         self._accept(engine, token)
                         if self.outlet.is_full and self._missing:
