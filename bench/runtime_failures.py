@@ -4,7 +4,7 @@
 
 Each trial begins with a cache that a first run filled, does the damage, and runs a small program (bench/peers/serve.py)
 three times: is the answer right, and does the cache work again in the end? Numbers are those of the list of 22 failures
-in tests/runtime_host/test_cache_failures.py, whose other rows (another CPU, device or version of the engine, an older
+in tests/runtime/cache/test_cache_failures.py, whose other rows (another CPU, device or version of the engine, an older
 format, limits of size and memory, clocks, storms, eviction) bare engines have no counterpart for, or cannot be shown
 with one version of each on one machine. Damage changes a file's time, as a program that writes does: Kensho hashes an
 entry again then. Bits that rot beneath the file system are found by its hash after the next boot, its background

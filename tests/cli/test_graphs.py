@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kensho.cli.main import main
+from kensho.delivery.disk import RealDisk
 from kensho.delivery.keys import keygen
+from kensho.delivery.store import Store
 from kensho.demo.stage import embedded_model, questions
+from kensho.runtime.text.tokenizer.files import made_name
 
 pytestmark = pytest.mark.real
 
@@ -61,6 +65,22 @@ def test_what_is_warmed_is_listed_found_by_the_next_program_and_cleared(kensho: 
     cleared = kensho("graphs", "clear")
     assert cleared["removed"] == 1
     assert cleared["bytes_freed"] == pytest.approx(graph["size_bytes"], abs=16)  # the header says how long it took
+
+
+def test_tokenizer_tables_go_with_the_last_version_that_they_fit(kensho: Run, tmp_path: Path) -> None:
+    graphs = tmp_path / "store" / "graphs"
+    with closing(Store.open(tmp_path / "store", disk=RealDisk())) as store:
+        (release,) = store.state.releases()
+    ours = made_name({file.path: file.used for file in release.files if file.used})
+    for name in (ours, gone := f"tokenizer-{'0' * 32}"):
+        (graphs / f"{name}.tables").write_bytes(b"12345")
+    listed = {tables["name"]: tables["used_by"] for tables in kensho("graphs", "list")["tables"]}  # type: ignore[attr-defined]
+    assert listed == {ours: ["demo 1.0.0"], gone: []}
+    pruned = kensho("graphs", "prune")
+    assert (pruned["removed"], pruned["tables_removed"], pruned["bytes_freed"]) == (0, 1, 5)
+    assert [path.stem for path in graphs.glob("*.tables")] == [ours]
+    assert kensho("graphs", "clear")["tables_removed"] == 1
+    assert list(graphs.glob("*.tables")) == []
 
 
 def test_a_model_that_cannot_be_warmed_does_not_keep_the_others_cold(kensho: Run) -> None:

@@ -1,5 +1,6 @@
 """A real Gemma-3 text model with random weights, made once a run, and small edits of it."""
 
+import asyncio
 import importlib.util
 import json
 import shutil
@@ -12,7 +13,11 @@ import pytest
 
 from kensho.base.clock import SystemClock
 from kensho.base.ids import digest_of
-from kensho.runtime.cache.header import GraphHeader, KeyFields
+from kensho.base.structs import replace
+from kensho.runtime.cache.header import GraphHeader, KeyFields, graph_key
+from kensho.runtime.cache.loaded_graph import LoadedGraph
+from kensho.runtime.compiling.compile_job import CompileJob
+from kensho.runtime.compiling.compiler import Compiler
 from kensho.runtime.compiling.self_test import Steps
 from kensho.runtime.compiling.stages import compile_model
 from kensho.runtime.graph.graph_int8 import Form
@@ -23,10 +28,16 @@ MAKE_GEMMA = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `make_gemma.py --size tiny`. Shared: never written to."""
+    """The folder of `make_gemma.py --size tiny` (0.7 MB). Shared: never written to."""
     folder = tmp_path_factory.mktemp("tiny-model") / "model"
     subprocess.run([sys.executable, MAKE_GEMMA, folder, "--size", "tiny"], check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+@pytest.fixture
+def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """The same folder to spoil."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -115,3 +126,13 @@ def compiled_tiny(
         speed=FixedSpeed({"s8": 1000}, {}),
     )
     return folder, header
+
+
+@pytest.fixture(scope="session")
+def graph(tiny_model: Path, machine_key: KeyFields, tmp_path_factory: pytest.TempPathFactory) -> LoadedGraph:
+    """The tiny model compiled in a child, ready for an engine. Shared: never written to."""
+    folder = tmp_path_factory.mktemp("graph")
+    key = replace(machine_key, max_positions=256)
+    job = CompileJob("m", "1", str(tiny_model), str(folder), key.max_positions, 1, key)
+    asyncio.run(Compiler(env={}, stall_s=60, emit=lambda _: None).compile(job))
+    return LoadedGraph("m", "1", graph_key(key), folder, tiny_model, "mapped", key.max_positions, "compile", 0.5)

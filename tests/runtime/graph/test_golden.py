@@ -14,7 +14,7 @@ from kensho.runtime.graph.raw_graph import build_raw
 
 pytestmark = pytest.mark.real
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
+GOLDENS = Path(__file__).parents[2] / "goldens"
 TOLERANCE = 1e-4
 """Absolute, float32 logits; the project's promise. Measured: 6e-7 for gemma, whose logits
 spread by 0.15, and 2e-5 for llama, whose logits spread by 1.5."""

@@ -17,7 +17,7 @@ from kensho.runtime.text.tokenizer.encode import Encoder
 from kensho.runtime.text.tokenizer.plan import parse_plan
 from kensho.runtime.text.tokenizer.tables import Tables
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 MARK = "\u2581"
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "</turn>"]
 LLAMA3 = (
@@ -35,7 +35,7 @@ O200K = (
 def corpus() -> list[str]:
     """This project's pages and sources, its French, and scripts that have no spaces."""
     pages = [path.read_text() for path in sorted(ROOT.glob("docs/**/*.md"))]
-    code = [path.read_text() for path in sorted(ROOT.glob("src/kensho/runtime/*.py"))]
+    code = [path.read_text() for path in sorted(ROOT.glob("src/kensho/runtime/*/*.py"))]
     other = (ROOT / "models" / "demo" / "corpus.fr.txt").read_text()
     unspaced = "".join(chr(0x4E00 + (n * n * 7 + n // 3) % 300) for n in range(20_000))
     kana = "".join(chr(0x3041 + (n * 13 + n // 7) % 80) for n in range(10_000))

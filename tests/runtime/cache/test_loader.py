@@ -439,8 +439,8 @@ def process(world: World, model_folder: Path, slow_s: float = 0) -> "subprocess.
 
 
 @pytest.mark.real
-def test_two_processes_compile_a_key_once(world: World, model_folder: Path) -> None:
-    both = [process(world, model_folder, slow_s=0.5) for _ in range(2)]
+def test_two_processes_compile_a_key_once(world: World, tiny_model: Path) -> None:
+    both = [process(world, tiny_model, slow_s=0.5) for _ in range(2)]
     said = sorted((each.communicate(timeout=60)[0].split() for each in both), key=lambda words: words[-1])
     assert [words[-1] for words in said] == ["compile", "disk"]
     assert "runtime.compile.stage" in said[1]  # who waits sees how far the other one is
@@ -467,8 +467,8 @@ def test_a_broken_note_on_the_lock_of_a_key_says_nothing(world: World, note: byt
 
 
 @pytest.mark.real
-def test_a_process_killed_while_compiling_frees_the_key_and_is_swept(world: World, model_folder: Path) -> None:
-    first = process(world, model_folder, slow_s=60)
+def test_a_process_killed_while_compiling_frees_the_key_and_is_swept(world: World, tiny_model: Path) -> None:
+    first = process(world, tiny_model, slow_s=60)
     assert first.stdout
     said = [first.stdout.readline() for _ in range(2)]
     assert said == ["runtime.graph.missed\n", "runtime.compile.stage\n"]
@@ -478,20 +478,20 @@ def test_a_process_killed_while_compiling_frees_the_key_and_is_swept(world: Worl
     gone, _ = psutil.wait_procs([compiler], timeout=5)
     assert gone
     assert len(list(world.graphs.glob(".tmp*"))) == 1
-    assert process(world, model_folder).communicate(timeout=60)[0].split()[-1] == "compile"
+    assert process(world, tiny_model).communicate(timeout=60)[0].split()[-1] == "compile"
     assert list(world.graphs.glob(".tmp*")) == []
 
 
 @pytest.mark.real
-def test_cancelling_a_load_kills_the_compiler_and_frees_the_key(world: World, model_folder: Path) -> None:
+def test_cancelling_a_load_kills_the_compiler_and_frees_the_key(world: World, tiny_model: Path) -> None:
     slow = world.root / "slow"
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(SLOW.format(seconds=60))
     stuck = real_loader(world, {"PYTHONPATH": str(slow)})
-    digests = real_digests(model_folder)
+    digests = real_digests(tiny_model)
 
     async def cancel() -> None:
-        task = asyncio.create_task(stuck.load("m", "1", model_folder, digests, tier="mapped"))
+        task = asyncio.create_task(stuck.load("m", "1", tiny_model, digests, tier="mapped"))
         while CompileStage not in world.names():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         task.cancel()
@@ -501,7 +501,7 @@ def test_cancelling_a_load_kills_the_compiler_and_frees_the_key(world: World, mo
     asyncio.run(cancel())
     assert psutil.Process().children() == []
     assert list(world.graphs.glob(".tmp*")) == []
-    assert asyncio.run(real_loader(world).load("m", "1", model_folder, digests, tier="mapped")).source == "compile"
+    assert asyncio.run(real_loader(world).load("m", "1", tiny_model, digests, tier="mapped")).source == "compile"
 
 
 @pytest.mark.real

@@ -1,9 +1,5 @@
 """Small compiled graphs without a compiler: bytes of any content with a header that fits."""
 
-import asyncio
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -12,14 +8,9 @@ import pytest
 
 from kensho.base.events import Event
 from kensho.base.ids import GraphKey, digest_of
-from kensho.base.structs import replace
 from kensho.runtime.cache.graph_cache import GraphCache, Hit
 from kensho.runtime.cache.graph_hashing import hash_section
 from kensho.runtime.cache.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key
-from kensho.runtime.cache.loaded_graph import LoadedGraph
-from kensho.runtime.compiling.compile_job import CompileJob
-from kensho.runtime.compiling.compiler import Compiler
-from kensho.runtime.system.machine import read_machine
 from kensho.testing.clock import VirtualClock
 
 MakeEntry = Callable[[GraphCache, str], GraphKey]
@@ -35,19 +26,6 @@ def key_fields(content: str) -> KeyFields:
         system="linux",
         cpu_features=(),
         max_positions=64,
-    )
-
-
-def machine_key(content: str) -> KeyFields:
-    """A key under which this machine compiles."""
-    machine = read_machine()
-    return replace(
-        key_fields(content),
-        engine_version=machine.engine_version,
-        arch=machine.arch,
-        system=machine.system,
-        cpu_features=machine.cpu_features,
-        max_positions=256,
     )
 
 
@@ -122,31 +100,6 @@ def make_cache(tmp_path: Path, events: list[Event], clock: VirtualClock) -> Iter
         )
 
     yield make
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Gemma-3 folder with random weights (0.7 MB). Shared: do not change it."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    script = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
-    subprocess.run([sys.executable, script, folder, "--size", "tiny"], check=True, stdout=subprocess.DEVNULL)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def graph(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedGraph:
-    """The same model compiled."""
-    folder = tmp_path_factory.mktemp("graph")
-    key = machine_key("tiny")
-    job = CompileJob("m", "1", str(model_folder), str(folder), key.max_positions, 1, key)
-    asyncio.run(Compiler(env={}, stall_s=60, emit=lambda _: None).compile(job))
-    return LoadedGraph("m", "1", graph_key(key), folder, model_folder, "mapped", key.max_positions, "compile", 0.5)
-
-
-@pytest.fixture
-def model_copy(model_folder: Path, tmp_path: Path) -> Path:
-    """The same folder to spoil."""
-    return Path(shutil.copytree(model_folder, tmp_path / "model"))
 
 
 @pytest.fixture

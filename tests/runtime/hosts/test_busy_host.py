@@ -29,7 +29,7 @@ SIZE = {"vocab_size": 32768, "hidden_size": 640, "intermediate_size": 2048, "num
         "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512,
         "max_position_embeddings": 1024, "query_pre_attn_scalar": 256}  # fmt: skip
 """Four layers of the shape of Gemma 3 270M: products that are worth a second thread."""
-MAKE_GEMMA = Path(__file__).parents[2] / "bench" / "data" / "make_gemma.py"
+MAKE_GEMMA = Path(__file__).parents[3] / "bench" / "data" / "make_gemma.py"
 SPEND = "import time\nwhile time.process_time() < {}: pass"
 
 

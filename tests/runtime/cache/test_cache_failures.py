@@ -1,33 +1,35 @@
 """The 22 ways in which a cache of compiled graphs fails, each with the test that holds it. Numbers as in the issue;
-files without a folder lie beside this one, the others below tests/.
+files without a folder lie beside this one, the others below tests/ or tests/runtime/.
 
 | # | failure | test |
 |---|---|---|
 | 1 | torn write, power cut | test_01..., test_graph_cache `what_killed_compilers_left_is_swept` |
 | 2 | flipped bit in the weights | test_02... (a compiled entry), test_graph_cache `a_flipped_byte`, `bits_that_rot`; |
-|   | | before hashing: runtime/test_artefact `wrong_before_it_is_hashed`, runtime/test_stages `a_writer_that_spoils`; |
+|   | | before hashing: compiling/test_artefact `wrong_before_it_is_hashed`, |
+|   | | compiling/test_stages `a_writer_that_spoils`; |
 |   | | while loaded: app/test_serving `damaged_under_its_engines`, app/test_serving_time `rots_while_it_is_loaded` |
-| 3 | flipped bit in header or graph | test_03... (every byte of a real header), runtime/test_header |
+| 3 | flipped bit in header or graph | test_03... (every byte of a real header), test_header |
 | 4 | weights replaced, same size and time | test_04... |
 | 5 | another CPU | test_05... |
 | 6 | another engine or device | test_06... |
 | 7 | another engine version | test_07... |
-| 8 | older or newer format | test_08..., runtime/test_header_migrations, test_graph_cache `an_older_format_serves`, |
+| 8 | older or newer format | test_08..., test_header_migrations, test_graph_cache `an_older_format_serves`, |
 |   | | `of_a_later_kensho`, test_loader `an_entry_of_a_later_format` |
 | 9 | two processes, one key | test_loader `two_processes_compile_a_key_once` |
-| 10 | compiler killed | test_10..., test_compiler `a_compiler_that_dies`, test_loader `killed_while_compiling` |
-| 11 | compile hangs | test_compiler `a_compiler_that_hangs_is_killed` |
+| 10 | compiler killed | test_10..., compiling/test_compiler `a_compiler_that_dies`, |
+|   | | test_loader `killed_while_compiling` |
+| 11 | compile hangs | compiling/test_compiler `a_compiler_that_hangs_is_killed` |
 | 12 | disk full while saving | test_12... (a real full disk), test_loader `no_space` |
 | 13 | read-only, no permission, missing | test_13... (a real read-only disk), test_loader `cannot_be_written` |
 | 14 | over its limit | test_graph_record (property), test_graph_cache, test_loader `larger_than_the_cache` |
-| 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, test_memory (cgroups), |
+| 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, system/test_memory (cgroups), |
 |   | | app/test_memory_pressure (a real cgroup) |
-| 16 | file cut short under a live mapping | test_16..., test_host `cut_short_under_a_running_host` |
+| 16 | file cut short under a live mapping | test_16..., hosts/test_host `cut_short_under_a_running_host` |
 | 17 | deleted while mapped | test_17... |
 | 18 | clock jumps | test_18... |
-| 19 | hostile file | test_19..., runtime/test_header `hostile_json`, test_graph_cache `a_link` |
+| 19 | hostile file | test_19..., test_header `hostile_json`, test_graph_cache `a_link` |
 | 20 | loads, then fails | test_loader `proves_bad_in_use`, app/test_serving `no_engine_can_start_with`, |
-|   | | `answers_otherwise_than_when_it_was_made`, runtime/test_stages `answers_otherwise_than_its_trial` |
+|   | | `answers_otherwise_than_when_it_was_made`, compiling/test_stages `answers_otherwise_than_its_trial` |
 | 21 | storm of recompiles | test_21... |
 | 22 | eviction and a request at once | test_22..., test_graph_cache `pinned_at_the_last_moment` |
 """
@@ -330,9 +332,9 @@ def run_on_a_disk(root: Path, model_folder: Path, prepare: str) -> list[str]:
 @pytest.mark.needs("unshare")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("size", ["64k", "400k"])
-def test_12_a_full_disk_costs_the_cache_and_no_answer(tmp_path: Path, model_folder: Path, size: str) -> None:
+def test_12_a_full_disk_costs_the_cache_and_no_answer(tmp_path: Path, tiny_model: Path, size: str) -> None:
     mount = f'mount -t tmpfs -o size={size} tmpfs "$0/small" && mkdir "$0/small/graphs"'
-    first, second, place, left, scratch, *said = run_on_a_disk(tmp_path, model_folder, mount)
+    first, second, place, left, scratch, *said = run_on_a_disk(tmp_path, tiny_model, mount)
     assert (first, second, place) == ("compile", "memory", "scratch")
     assert (left, scratch) == ("[]", "[]")
     assert said.count(GraphCacheUnavailable.name) == 1
@@ -342,12 +344,10 @@ def test_12_a_full_disk_costs_the_cache_and_no_answer(tmp_path: Path, model_fold
 @pytest.mark.needs("unshare")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
 @pytest.mark.parametrize("has_folder", [True, False])
-def test_13_a_read_only_disk_costs_the_cache_and_no_answer(
-    tmp_path: Path, model_folder: Path, has_folder: bool
-) -> None:
+def test_13_a_read_only_disk_costs_the_cache_and_no_answer(tmp_path: Path, tiny_model: Path, has_folder: bool) -> None:
     mount = 'mount -t tmpfs -o size=9m tmpfs "$0/small"'
     mount += (' && mkdir "$0/small/graphs"' if has_folder else "") + ' && mount -o remount,ro "$0/small"'
-    first, second, place, _, scratch, *said = run_on_a_disk(tmp_path, model_folder, mount)
+    first, second, place, _, scratch, *said = run_on_a_disk(tmp_path, tiny_model, mount)
     assert (first, second, place, scratch) == ("compile", "memory", "scratch", "[]")
     assert said.count(GraphCacheUnavailable.name) == 1
 
@@ -543,7 +543,7 @@ def test_the_table_names_every_failure_and_tests_that_exist() -> None:
     rows = [line for line in __doc__.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert [int(row.split("|")[1]) for row in rows] == list(range(1, 23))
     here = Path(__file__).read_text()
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     everything = "".join(path.read_text() for path in tests.rglob("test_*.py"))
     for row in rows:
         names = row.split("|")[3]

@@ -14,7 +14,7 @@ from kensho.base.structs import as_dict, replace
 from kensho.runtime.cache.header import FORMAT, GraphHeader, dump_header, graph_key, parse_header
 from kensho.runtime.cache.header_migrations import MIGRATIONS, migrate
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
+GOLDENS = Path(__file__).parents[2] / "goldens"
 OLD = ("1_0", "1_1")
 
 

@@ -70,8 +70,8 @@ def test_a_job_arrives_as_it_was_given(has_key: bool, tmp_path: Path) -> None:
     assert parse_job(dump_job(job)) == job
 
 
-def test_a_graph_is_compiled_and_every_stage_reports_from_nothing_to_all(model_folder: Path, tmp_path: Path) -> None:
-    job = make_job(model_folder, tmp_path / "out")
+def test_a_graph_is_compiled_and_every_stage_reports_from_nothing_to_all(tiny_model: Path, tmp_path: Path) -> None:
+    job = make_job(tiny_model, tmp_path / "out")
     events = compile_with(job)
     stages = [event for event in events if isinstance(event, CompileStage)]
     assert stages == events
@@ -85,8 +85,8 @@ def test_a_graph_is_compiled_and_every_stage_reports_from_nothing_to_all(model_f
     assert header.key == job.key
 
 
-def test_the_raw_graph_is_built_without_stages(model_folder: Path, tmp_path: Path) -> None:
-    assert compile_with(replace(make_job(model_folder, tmp_path / "out"), key=None)) == []
+def test_the_raw_graph_is_built_without_stages(tiny_model: Path, tmp_path: Path) -> None:
+    assert compile_with(replace(make_job(tiny_model, tmp_path / "out"), key=None)) == []
     assert (tmp_path / "out" / "graph.onnx").stat().st_size > 1000
 
 
@@ -114,27 +114,27 @@ def test_a_model_that_is_none_is_the_same_error_as_in_the_child(model_copy: Path
     ids=["killed", "aborted", "exited", "raised", "garbled"],
 )
 def test_a_compiler_that_dies_says_in_which_stage_and_how(
-    what: str, reason: str, model_folder: Path, tmp_path: Path
+    what: str, reason: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(CompileFailed) as caught:
-        compile_with(make_job(model_folder, tmp_path / "out"), poisoned(tmp_path, what))
+        compile_with(make_job(tiny_model, tmp_path / "out"), poisoned(tmp_path, what))
     assert caught.value.facts["stage"] == "linking"
     assert reason in caught.value.message
     assert children() == []
 
 
-def test_a_compiler_that_hangs_is_killed(model_folder: Path, tmp_path: Path) -> None:
+def test_a_compiler_that_hangs_is_killed(tiny_model: Path, tmp_path: Path) -> None:
     env = poisoned(tmp_path, "import time; time.sleep(60)")
     with pytest.raises(CompileFailed, match=r"no progress for 1\.5 s"):
-        compile_with(make_job(model_folder, tmp_path / "out"), env, stall_s=1.5)
+        compile_with(make_job(tiny_model, tmp_path / "out"), env, stall_s=1.5)
     assert children() == []
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.05, 0.3])
 def test_cancelling_kills_the_compiler_and_leaves_nothing_open(
-    after_s: float, model_folder: Path, tmp_path: Path
+    after_s: float, tiny_model: Path, tmp_path: Path
 ) -> None:
-    job = make_job(model_folder, tmp_path / "out")
+    job = make_job(tiny_model, tmp_path / "out")
     env = poisoned(tmp_path, "import time; time.sleep(60)")
     open_before = set(Path("/proc/self/fd").iterdir())
 
@@ -151,9 +151,9 @@ def test_cancelling_kills_the_compiler_and_leaves_nothing_open(
     assert set(Path("/proc/self/fd").iterdir()) <= open_before
 
 
-def test_a_killed_compiler_is_noticed_at_once(model_folder: Path, tmp_path: Path) -> None:
+def test_a_killed_compiler_is_noticed_at_once(tiny_model: Path, tmp_path: Path) -> None:
     env = poisoned(tmp_path, "import time; time.sleep(60)")
-    job = make_job(model_folder, tmp_path / "out")
+    job = make_job(tiny_model, tmp_path / "out")
 
     def kill(event: Event) -> None:
         os.kill(children()[0], signal.SIGTERM)
@@ -173,11 +173,11 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_an_idle_compile_takes_what_nobody_else_wants_and_can_be_held(model_folder: Path, tmp_path: Path) -> None:
+def test_an_idle_compile_takes_what_nobody_else_wants_and_can_be_held(tiny_model: Path, tmp_path: Path) -> None:
     async def scene() -> None:
         events: list[Event] = []
         compiler = Compiler(env=poisoned(tmp_path, SPIN), stall_s=60, emit=events.append)
-        job = replace(make_job(model_folder, tmp_path / "out"), is_idle=True)
+        job = replace(make_job(tiny_model, tmp_path / "out"), is_idle=True)
         compiling = asyncio.create_task(compiler.compile(job))
         await until(lambda: bool(events))
         (pid,) = children()
@@ -219,16 +219,16 @@ SPIN = """
 """
 
 
-def test_an_idle_compile_that_begins_while_it_is_held_waits(model_folder: Path, tmp_path: Path) -> None:
+def test_an_idle_compile_that_begins_while_it_is_held_waits(tiny_model: Path, tmp_path: Path) -> None:
     async def scene() -> None:
         compiler = Compiler(env={}, stall_s=60, emit=lambda _: None)
         compiler.hold_idle(True)
-        job = replace(make_job(model_folder, tmp_path / "out"), is_idle=True)
+        job = replace(make_job(tiny_model, tmp_path / "out"), is_idle=True)
         compiling = asyncio.create_task(compiler.compile(job))
         await until(lambda: bool(children()))
         (pid,) = children()
         await until(lambda: is_stopped(pid))
-        other = make_job(model_folder, tmp_path / "other")
+        other = make_job(tiny_model, tmp_path / "other")
         await compiler.compile(other)  # one that is no guess goes on
         assert not compiling.done()
         compiler.hold_idle(False)
@@ -238,11 +238,11 @@ def test_an_idle_compile_that_begins_while_it_is_held_waits(model_folder: Path, 
     asyncio.run(scene())
 
 
-def test_a_held_compile_is_killed_like_any_other(model_folder: Path, tmp_path: Path) -> None:
+def test_a_held_compile_is_killed_like_any_other(tiny_model: Path, tmp_path: Path) -> None:
     async def scene() -> None:
         compiler = Compiler(env={}, stall_s=60, emit=lambda _: None)
         compiler.hold_idle(True)
-        job = replace(make_job(model_folder, tmp_path / "out"), is_idle=True)
+        job = replace(make_job(tiny_model, tmp_path / "out"), is_idle=True)
         compiling = asyncio.create_task(compiler.compile(job))
         await until(lambda: bool(children()))
         compiling.cancel()

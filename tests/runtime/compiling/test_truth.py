@@ -10,7 +10,7 @@ import pytest
 from kensho.testing.perplexity import compare
 
 pytestmark = pytest.mark.real
-BENCH = Path(__file__).parents[2] / "bench" / "runtime_truth.py"
+BENCH = Path(__file__).parents[3] / "bench" / "runtime_truth.py"
 EVERY = 4
 """Of the held-out conversations every fourth: 3 000 predictions in 3 s. The benchmark takes them all."""
 

@@ -61,7 +61,7 @@ def test_words_of_other_scripts_run_together_have_the_librarys_ids(pair: Any, fo
 
 
 def test_whole_pages_and_sources_have_the_librarys_ids(pair: Any, python_sources: list[str]) -> None:
-    pages = [path.read_text() for path in sorted(Path(__file__).parents[3].glob("*.md"))]
+    pages = [path.read_text() for path in sorted(Path(__file__).parents[4].glob("*.md"))]
     for text in [*pages, *python_sources]:
         assert pair.encoder.encode(text) == pair.ids(text)
         assert pair.decoder.decode(pair.ids(text)) == pair.text(pair.ids(text))
