@@ -1,4 +1,4 @@
-"""`kensho graphs list|prune|clear`: the cache of compiled graphs."""
+"""`kensho graphs list|prune|clear`: the cache of compiled graphs, and the tokenizer tables that were made beside it."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -39,10 +39,13 @@ def run(context: Context) -> Result:
             _show(context, before)
             return Result(keys=before.as_json())
         after = graphs.prune(app) if action == "prune" else graphs.clear(app)
-    freed = before.size_bytes - after.size_bytes
-    count = len(before.entries) - len(after.entries)
-    context.output.data(f"{count} graphs removed, {size_text(freed)} freed, {len(after.entries)} left")
-    return Result(keys={**after.as_json(), "removed": count, "bytes_freed": freed})
+    freed = before.size_bytes + before.tables_bytes - after.size_bytes - after.tables_bytes
+    count, tables = len(before.entries) - len(after.entries), len(before.tables) - len(after.tables)
+    also = f" and {_count(tables, 'tokenizer table')}" if tables else ""
+    context.output.data(
+        f"{_count(count, 'graph')}{also} removed, {size_text(freed)} freed, {_count(len(after.entries), 'graph')} left"
+    )
+    return Result(keys={**after.as_json(), "removed": count, "tables_removed": tables, "bytes_freed": freed})
 
 
 def _show(context: Context, graphs: "Graphs") -> None:
@@ -51,9 +54,15 @@ def _show(context: Context, graphs: "Graphs") -> None:
         output.data(_line(graph))
     for failed in graphs.failed:
         output.data(_failed_line(failed))
+    for tables in graphs.tables:
+        names = ", ".join(tables.used_by)
+        about = f"tokenizer tables of {names}" if names else "tokenizer tables"
+        output.data(
+            f"{tables.name[10:26]}  {about}  {size_text(tables.size_bytes)}{'' if names else _STATES['orphaned']}"
+        )
     known = graphs.statistics
     output.data(
-        f"{len(graphs.entries)} graphs, {size_text(graphs.size_bytes)} of {size_text(graphs.limit_bytes)}; "
+        f"{_count(len(graphs.entries), 'graph')}, {size_text(graphs.size_bytes)} of {size_text(graphs.limit_bytes)}; "
         f"found {known.hits} times, compiled {known.misses} times"
     )
 
@@ -73,6 +82,10 @@ def _failed_line(failed: "FailedGraph") -> str:
         f"{failed.key[:16]}  {known.model or '?'}  no graph: compiling failed {known.count} times, last "
         f"{_time(known.at_wall_s)} in {known.stage}: {known.reason}; {after}"
     )
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _time(at_wall_s: float) -> str:
