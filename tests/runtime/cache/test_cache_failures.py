@@ -24,7 +24,7 @@ files without a folder lie beside this one, the others below tests/ or tests/run
 | 14 | over its limit | test_graph_record (property), test_graph_cache, test_loader `larger_than_the_cache` |
 | 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, system/test_memory (cgroups), |
 |   | | app/test_memory_pressure (a real cgroup) |
-| 16 | file cut short under a live mapping | test_16..., hosts/test_host `cut_short_under_a_running_host` |
+| 16 | file cut short under a live mapping | test_16..., hosts/test_host_loss `cut_short_under_a_running_host` |
 | 17 | deleted while mapped | test_17... |
 | 18 | clock jumps | test_18... |
 | 19 | hostile file | test_19..., test_header `hostile_json`, test_graph_cache `a_link` |
