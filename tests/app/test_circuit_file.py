@@ -1,13 +1,17 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from kensho.app.circuit_file import CircuitFile
+from kensho.app.circuit_file import CircuitFile, read_circuits, write_circuits
 from kensho.app.machine_state import look, suspended_s
+from kensho.base.clock import SystemClock
 from kensho.base.events import Event
 from kensho.resilience.circuit import HardReason, Mode
 from kensho.resilience.saved_circuit import SavedCircuit
+from kensho.runtime.cache.pins import FileLock
+from kensho.testing.clock import VirtualClock
 
 OPEN = SavedCircuit(Mode.OPEN, 3, "too many failures", "boot 1")
 OFF = SavedCircuit(Mode.HARD_OPEN, 0, "device_lost: gone", "boot 1", HardReason.DEVICE_LOST)
@@ -15,7 +19,9 @@ CLOSED = SavedCircuit(Mode.CLOSED, 0, "canaries passed: 2", "boot 1")
 
 
 def file_in(folder: Path, events: list[Event] | None = None) -> CircuitFile:
-    return CircuitFile(folder / "circuits.json", emit=(events if events is not None else []).append)
+    return CircuitFile(
+        folder / "circuits.json", clock=VirtualClock(), emit=(events if events is not None else []).append
+    )
 
 
 def test_what_is_saved_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -78,6 +84,32 @@ def test_a_disk_that_refuses_is_told_once_a_write_and_changes_nothing_else(tmp_p
     file.close()
     (told,) = events
     assert "cannot be kept" in told.message()
+
+
+def test_programs_that_write_in_the_same_instant_forget_nothing_of_each_other(tmp_path: Path) -> None:
+    def write(program: int) -> None:
+        for model in range(10):
+            write_circuits(tmp_path / "circuits.json", {(f"{program}-{model}", "primary"): OPEN}, clock=SystemClock())
+
+    with ThreadPoolExecutor(4) as programs:
+        list(programs.map(write, range(4)))
+    assert len(read_circuits(tmp_path / "circuits.json")) == 40
+
+
+def test_a_writer_that_was_stopped_in_the_middle_holds_up_nobody_for_long(tmp_path: Path) -> None:
+    lock = FileLock.on_folder(tmp_path)
+    assert lock
+    events: list[Event] = []
+    file = file_in(tmp_path, events)
+    file.save("dialogue", "primary", OPEN)
+    file.close()
+    (told,) = events
+    assert "another program is writing" in told.message()
+    assert list(tmp_path.iterdir()) == []
+    lock.close()
+    file.save("dialogue", "primary", OPEN)
+    file.close()
+    assert file.load("dialogue", "primary") == OPEN
 
 
 def test_the_fingerprint_changes_with_boot_engine_and_driver(tmp_path: Path) -> None:

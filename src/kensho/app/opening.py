@@ -9,7 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kensho.app.circuit_file import CircuitFile
+from kensho.app.circuit_file import FILE_NAME, CircuitFile
 from kensho.app.machine_state import surroundings
 from kensho.app.tiers import COPIES, ModelSizes
 from kensho.app.tokenizer_tables import TablesInBackground
@@ -75,7 +75,7 @@ class ModelOpener:
         self._threads = settings.threads or min(MAX_THREADS, read_cpus())
         self._compiler = Compiler(env=settings.child_env, stall_s=settings.start_timeout_s, emit=emit)
         self._loader = _make_loader(settings, self._compiler, self._threads, clock=clock, emit=emit)
-        self._circuits = CircuitFile(settings.store / "circuits.json", emit=emit)
+        self._circuits = CircuitFile(settings.store / FILE_NAME, clock=clock, emit=emit)
         self._supply = HostSupply(env=settings.child_env, emit=emit, first=first_host)
         self._hosts = EarlyHosts(self._supply)
         self._reading: set[asyncio.Task[int]] = set()
