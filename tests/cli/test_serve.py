@@ -163,12 +163,14 @@ def test_a_person_takes_an_engine_out_and_gives_it_back(daemon: Daemon) -> None:
     assert (answer["text"], answer["engine"]) == (QUESTION.answer, "standby")
     back = json.loads(daemon.kensho("circuit", "primary", "auto", "--json").stdout)
     assert back["state"] != "FORCED_OPEN"
+    (primary, _) = json.loads(daemon.kensho("circuit", "--json").stdout)["circuits"]
+    assert (primary["engine"], primary["is_loaded"]) == ("primary", True)
     assert daemon.kensho("circuit", "third", "open").returncode == 1
     assert daemon.kensho("circuit", "primary", "open", "--for", "0").returncode == 2
 
 
 def test_what_needs_a_daemon_ends_with_8_without_one(tmp_path: Path) -> None:
-    for command in (["fault", "primary", "crash"], ["circuit", "primary", "auto"], ["level", "runtime", "debug"]):
+    for command in (["fault", "primary", "crash"], ["level", "runtime", "debug"]):
         done = kensho(tmp_path / "none", *command, "--json")
         assert (done.returncode, json.loads(done.stdout)["error"]) == (8, "no_daemon")
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "warm": "compile and load models ahead, so that no user waits",
     "serve": "the daemon: keeps models warm, answers on a socket and over HTTP",
     "fault": "make an engine of the daemon fail, for a rehearsal",
-    "circuit": "say whether an engine of the daemon gets requests",
+    "circuit": "show which engines get requests; take one out, or give it back",
     "level": "change what the daemon's log has, by service",
     "graphs": "the cache of compiled graphs: list, prune, clear",
     "doctor": "what is wrong, in words, each with a fix",

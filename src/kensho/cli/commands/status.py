@@ -8,6 +8,7 @@ from kensho.base.structs import as_dict
 from kensho.base.units import size_text
 from kensho.cli import exits
 from kensho.cli.arguments import Arguments
+from kensho.cli.commands.circuit import describe_circuit
 from kensho.cli.context import Context, Result
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from kensho.app import Kensho
     from kensho.app.activity import LoadedModel
+    from kensho.app.remembered import KnownCircuit
     from kensho.app.status import ModelStatus, Status
 
 
@@ -23,21 +25,24 @@ def add_arguments(arguments: Arguments) -> None:
 
 
 def run(context: Context) -> Result:
+    from kensho.app.remembered import look_at_circuits
+
     with context.open_app(has_log=False) as app:
         status = app.status()
-    return _tell(context, status, None)
+    return _tell(context, status, None, look_at_circuits(context.settings.store))
 
 
 async def act(context: Context, app: "Kensho") -> Result:
     """The same, and what the daemon knows beside it."""
+    from kensho.app.remembered import look_at_circuits
     from kensho.server.standing import standing
 
     status, loaded = await standing(app)
-    return _tell(context, status, loaded)
+    return _tell(context, status, loaded, look_at_circuits(context.settings.store, loaded))
 
 
-def _tell(context: Context, status: "Status", loaded: "list[LoadedModel] | None") -> Result:
-    """`loaded`: what a daemon has loaded; None without one."""
+def _tell(context: Context, status: "Status", loaded: "list[LoadedModel] | None", kept: "list[KnownCircuit]") -> Result:
+    """`loaded`: what a daemon has loaded; None without one. `kept`: remembered circuits of what is not loaded."""
     output = context.output
     if status.state not in ("damaged", "storage-missing"):  # those are told as errors
         output.data(status.sentence)
@@ -46,6 +51,9 @@ def _tell(context: Context, status: "Status", loaded: "list[LoadedModel] | None"
             output.data(f"  {line}")
     for line in _describe_store(status):
         output.data(f"  {line}")
+    for circuit in kept:
+        for line in describe_circuit(circuit):
+            output.data(f"  {line}")
     for line in _describe_daemon(loaded):
         output.data(f"  {line}")
     error: KenshoError | None = None
@@ -56,7 +64,8 @@ def _tell(context: Context, status: "Status", loaded: "list[LoadedModel] | None"
     codes = {"degraded": exits.DEGRADED, "overloaded": exits.OVERLOADED}
     code = exits.exit_code(error) if error else codes.get(status.state, exits.OK)
     daemon = None if loaded is None else {"loaded": [as_dict(model) for model in loaded]}
-    return Result(code, {**status.as_json(), "daemon": daemon}, error)
+    circuits = [as_dict(circuit) for circuit in kept]
+    return Result(code, {**status.as_json(), "circuits": circuits, "daemon": daemon}, error)
 
 
 def _describe(model: "ModelStatus") -> "Iterator[str]":
