@@ -7,8 +7,8 @@
 
 What is understood is a part of what `argparse` understands, declared in its words: that costs 6 ms of CPU before every
 answer, this 0.2 (ADR 56). Options stand anywhere, `--name value` or `--name=value`, in full; after `--` nothing is one.
-A word with a space in it, and a number below zero, are no options. Positional arguments that are optional come last, and
-only the very last one may be many.
+A word with a space in it, and a number below zero, are no options. Positional arguments that are optional come last,
+and only the very last one may be many.
 """
 
 from collections.abc import Callable, Iterator, Sequence
