@@ -62,7 +62,13 @@ def test_tasks_are_lists_of_models(tmp_path: Path) -> None:
     config = tmp_path / "kensho.toml"
     config.write_text('[tasks]\nchat = ["voice-2", "dialogue"]\n')
     assert load_settings({"config": config}, {}).tasks == {"chat": ("voice-2", "dialogue")}
-    for bad in ('tasks = "chat"', "[tasks]\nchat = []", '[tasks]\nchat = "dialogue"', "[tasks]\nchat = [1]"):
+    for bad in (
+        '[tasks]\n"my chat" = ["dialogue"]',
+        'tasks = "chat"',
+        "[tasks]\nchat = []",
+        '[tasks]\nchat = "dialogue"',
+        "[tasks]\nchat = [1]",
+    ):
         config.write_text(bad)
         with pytest.raises(UsageError, match="tasks"):
             load_settings({"config": config}, {})

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from kensho.base.child_env import child_env
 from kensho.base.clock import Seconds
 from kensho.base.errors import UsageError
+from kensho.base.ids import check_name
 from kensho.base.structs import Struct, field
 
 TierChoice = Literal["auto", "raw", "mapped", "mixed", "packed"]
@@ -194,6 +195,8 @@ def _check(key: str, value: object) -> None:
         lists = value.values() if isinstance(value, Mapping) else [()]
         if not all(isinstance(models, list | tuple) and models and set(map(type, models)) == {str} for models in lists):
             raise UsageError(f"setting {key} cannot be {value!r}", advice='use a table of lists: chat = ["dialogue"]')
+        for task in value if isinstance(value, Mapping) else ():
+            check_name(str(task), "name in [tasks]")  # asked for as models are: another name would never be found
     elif key in ("http_names", "warm"):
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
             raise UsageError(f"setting {key} cannot be {value!r}", advice='use a list of names: ["kiosk-7"]')
