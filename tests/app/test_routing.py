@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kensho.app.routing import Router
+from kensho.app.routing import Router, look_at_tasks
 from kensho.base.errors import Damaged, KenshoError, NotEnoughMemory, NotInstalled, TrustError
 
 
@@ -81,3 +81,20 @@ def test_a_task_is_answered_by_the_first_of_its_models_that_is_there() -> None:
     models = Models("small")
     assert chosen(models, "chat", {"chat": ("big", "small")})[:2] == ("small", True)
     assert models.asked == ["big", "small"]
+
+
+def test_tasks_that_can_be_answered_are_known_without_loading_anything() -> None:
+    tasks = {"chat": ("voice-2", "dialogue"), "draw": ("image",), "speak": ("voice-2",)}
+    instead = {"voice-2": "voice"}
+
+    def answering(*installed: str) -> dict[str, str]:
+        found = look_at_tasks(tasks, dict.fromkeys(installed, "1.0"), fallback_of=instead.get)
+        assert all(task.models == tasks[task.name] for task in found)
+        return {task.name: task.answering for task in found}
+
+    assert answering() == {}
+    assert answering("dialogue", "voice-2") == {"chat": "voice-2", "speak": "voice-2"}
+    assert answering("dialogue") == {"chat": "dialogue"}
+    assert answering("voice", "image") == {"chat": "voice", "speak": "voice", "draw": "image"}, (
+        "its publisher's fallback"
+    )

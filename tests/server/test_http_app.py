@@ -7,6 +7,7 @@ import pytest
 from scripted_http import Client, ScriptedApp
 
 from kensho.app.activity import LoadedModel
+from kensho.app.routing import Task
 from kensho.app.status import ModelStatus, State, Status
 from kensho.base.ids import Digest
 from kensho.delivery.installed import Release
@@ -23,6 +24,7 @@ class StandingApp(ScriptedApp):
         )
         self._status = Status(state, f"It is {state}.", models)
         self._level = level
+        self.known_tasks: list[Task] = []
 
     def status(self) -> Status:
         return self._status
@@ -34,6 +36,9 @@ class StandingApp(ScriptedApp):
                 level=self._level, waiting={}, running=0, slots=2,
             )
         ]  # fmt: skip
+
+    def tasks(self) -> list[Task]:
+        return self.known_tasks
 
     def releases(self) -> list[Release]:
         return [Release("demo", "1.0.0", 1, Digest("0" * 64), 1_700_000_000.5, ())]
@@ -65,3 +70,20 @@ def test_only_what_is_installed_is_listed() -> None:
     assert get(StandingApp("ready"), "/v1/models/demo").json == card
     missing = get(StandingApp("ready"), "/v1/models/absent")
     assert (missing.status, missing.json["error"]["code"]) == (404, "model_not_found")
+
+
+def test_tasks_are_listed_after_the_models_as_what_they_are() -> None:
+    app = StandingApp("ready")
+    app.known_tasks = [Task("chat", ("voice", "demo"), "demo"), Task("draw", ("image",), "image")]
+    about = {"task": ["voice", "demo"], "answering": "demo", "version": "1.0.0", "state": "ready", "tier": "mapped"}
+    listed = get(app, "/v1/models").json["data"]
+    assert [card["id"] for card in listed] == ["demo", "chat"], "image went a moment ago"
+    assert listed[1] == {**listed[0], "id": "chat", "kensho": about}
+    assert get(app, "/v1/models/chat").json == listed[1]
+
+
+def test_a_task_with_the_name_of_a_model_is_what_is_asked_for() -> None:
+    app = StandingApp("ready")
+    app.known_tasks = [Task("demo", ("demo",), "demo")]
+    (card,) = get(app, "/v1/models").json["data"]
+    assert (card["id"], card["kensho"]["task"]) == ("demo", ["demo"])

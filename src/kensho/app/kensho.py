@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from kensho.app.activity import LoadedModel
     from kensho.app.opening import LoadedEngine
-    from kensho.app.routing import Router
+    from kensho.app.routing import Router, Task
     from kensho.app.serving import Serving
     from kensho.delivery.checker import VerifyReport
     from kensho.delivery.installed import Release
@@ -158,6 +158,15 @@ class Kensho:
     def releases(self) -> "list[Release]":
         """Every installed version of every model; none where there is no store."""
         return self._deliveries.store.state.releases() if self._deliveries.has_store() else []
+
+    def tasks(self) -> "list[Task]":
+        """The tasks of the settings that can be answered now."""
+        from kensho.app.routing import look_at_tasks
+
+        if not self.settings.tasks or not self._deliveries.has_store():
+            return []
+        installed = {model.model: model.version for model in self._deliveries.store.installed()}
+        return look_at_tasks(self.settings.tasks, installed, fallback_of=self._deliveries.fallback_of)
 
     # --- answering: asyncio ---
 

@@ -17,6 +17,7 @@ from kensho.base.errors import (
     NotInstalled,
     TransportError,
 )
+from kensho.base.structs import Struct
 from kensho.resilience.circuit import ADMITTING
 from kensho.resilience.router import Choice, EngineFacts, Facts, Look, Unusable, Usable, route
 
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 CANNOT_BE_HAD = (Damaged, NotInstalled, NotEnoughSpace, TransportError)
 CANNOT_BE_LOADED = (NotEnoughMemory, ModelError, CompileFailed)
 """Known only once it was tried; the model's fallback answers then, and the event of the attempt has said why."""
+
+
+class Task(Struct):
+    """A name that stands for models."""
+
+    name: str
+    models: tuple[str, ...]
+    """In the order in which they are tried."""
+    answering: str
+    """The one that would answer now."""
 
 
 class Router:
@@ -73,6 +84,22 @@ class Router:
         """The model cannot answer after all."""
         self._error = self._error or error
         self._facts[model] = Unusable(error.message, await self._fallback_of(model))
+
+
+def look_at_tasks(
+    tasks: Mapping[str, Sequence[str]], installed: Mapping[str, str], *, fallback_of: Callable[[str], str | None]
+) -> list[Task]:
+    """The tasks that can be answered, as far as is known without loading or checking anything. `installed`: versions by
+    model. Blocks for what `fallback_of` reads."""
+    found = []
+    for name in tasks:
+        facts: dict[str, Facts] = {}
+        while isinstance(step := route(name, facts, tasks=tasks, engine=None), Look):
+            version = installed.get(step.model)
+            facts[step.model] = Usable(version) if version else Unusable("not installed", fallback_of(step.model))
+        if isinstance(step, Choice):
+            found.append(Task(name, tuple(tasks[name]), step.model))
+    return found
 
 
 def engine_facts(served: "ServedModel | None") -> tuple[EngineFacts, ...]:

@@ -1,7 +1,7 @@
 """The daemon's HTTP interface: health, models, and answers in the manner of OpenAI's API.
 
     GET  /health                    200 when it can answer, else 503; `status` is one of the words of `kensho status`
-    GET  /v1/models[/{model}]       what is installed
+    GET  /v1/models[/{model}]       what is installed, and the tasks that it can do
     POST /v1/chat/completions       see `completions`
     POST /v1/completions
 
@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kensho.app import Kensho
+from kensho.app.status import ModelStatus
 from kensho.base.clock import Clock
 from kensho.server.completions import Completions
 from kensho.server.host_guard import HostGuard
@@ -85,19 +86,22 @@ class _Models:
             await send_problem(send, Problem(404, message, "invalid_request_error", "model_not_found", "model"))
 
     async def _cards(self) -> dict[str, dict[str, object]]:
+        """By name: models first, since there are clients that take the first one; then tasks, which come before a model
+        of the same name when they are asked for, too."""
         status, _ = await standing(self._app)
         releases = await asyncio.to_thread(self._app.releases)
-        installed_at = {(release.model, release.version): release.installed_at for release in releases}
-        return {
-            model.model: model_card(
-                model.model,
-                model.version,
-                installed_at_s=installed_at.get((model.model, model.version), 0.0),
-                state=model.state,
-                tier=model.tier,
-            )
-            for model in status.models
-            if model.version
+        tasks = await asyncio.to_thread(self._app.tasks)
+        at_s = {(release.model, release.version): release.installed_at for release in releases}
+        known = {model.model: model for model in status.models if model.version}
+
+        def card(name: str, model: ModelStatus, **more: object) -> dict[str, object]:
+            about = {**more, "version": model.version, "state": model.state, "tier": model.tier}
+            return model_card(name, at_s.get((model.model, model.version), 0.0), about)
+
+        return {name: card(name, model) for name, model in known.items()} | {
+            task.name: card(task.name, known[task.answering], task=task.models, answering=task.answering)
+            for task in tasks
+            if task.answering in known
         }
 
 

@@ -87,7 +87,6 @@ def kensho(record: AnswerRecord) -> dict[str, object]:
     }
 
 
-def model_card(model: str, version: str, *, installed_at_s: float, state: str, tier: str) -> dict[str, object]:
-    """One line of `/v1/models`."""
-    about = {"version": version, "state": state, "tier": tier}
-    return {"id": model, "object": "model", "created": int(installed_at_s), "owned_by": "kensho", "kensho": about}
+def model_card(name: str, installed_at_s: float, about: Mapping[str, object]) -> dict[str, object]:
+    """One line of `/v1/models`: something that can be asked for by this name."""
+    return {"id": name, "object": "model", "created": int(installed_at_s), "owned_by": "kensho", "kensho": about}
