@@ -11,6 +11,7 @@ from kensho.base.events import Event
 from kensho.base.inference import Sampling
 from kensho.runtime.cache.loaded_graph import LoadedGraph
 from kensho.runtime.hosts.host import EngineHost
+from kensho.runtime.hosts.host_source import HostSource
 
 PROMPT = (2, 300, 301, 302)
 TOKENS = Sampling(max_tokens=24)
@@ -23,6 +24,7 @@ async def engine(
     *,
     inactivity_s: float = 20,
     env: dict[str, str] | None = None,
+    hosts: HostSource | None = None,
 ) -> AsyncIterator[EngineHost]:
     host = EngineHost(
         "primary",
@@ -35,6 +37,7 @@ async def engine(
         start_s=30,
         inactivity_s=inactivity_s,
         allow_faults=True,
+        hosts=hosts,
     )
     tasks = asyncio.all_tasks()
     try:

@@ -10,7 +10,7 @@ from kensho.cli.context import Context, Result
 if TYPE_CHECKING:
     from kensho.app import Kensho
 
-KINDS = ("fail", "hang", "slow", "crash", "nan", "oom", "wrong", "truncate", "slow_start")
+KINDS = ("fail", "hang", "slow", "crash", "nan", "oom", "wrong", "truncate", "slow_start", "ignore_sigterm")
 
 
 def add_arguments(arguments: Arguments) -> None:

@@ -2,7 +2,9 @@
 
 Nothing is pretended: `crash` is SIGKILL to the own process, `hang` stops answering for good, `oom` is the kernel
 refusing memory, `nan` and `wrong` spoil the numbers that the model computed (`wrong` to finite, plausible ones),
-`truncate` ends the process in the middle of a message. A fault is for one request, `slow_start` for one load.
+`truncate` ends the process in the middle of a message. A fault is for one request, `slow_start` for one load, and
+`ignore_sigterm` from one request on: it is answered as ever, but neither SIGTERM nor a closed socket ends this process
+any more, as if it were stuck in work that nobody can interrupt. SIGKILL does.
 """
 
 import os
@@ -10,6 +12,7 @@ import resource
 import signal
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,7 @@ class Faults:
     def __init__(self) -> None:
         self._next: FaultKind | None = None
         self._now: FaultKind | None = None
+        self._outstays = False
 
     def arm(self, kind: FaultKind) -> None:
         """The next request meets this fault."""
@@ -58,12 +62,19 @@ class Faults:
             case "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
-                while True:
-                    time.sleep(3600)
+                _stay()
             case "slow":
                 time.sleep(SLOW_STEP_S)
             case "oom":
                 _run_out_of_memory()
+            case "ignore_sigterm":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                self._outstays = True
+
+    def before_end(self) -> None:
+        """Nobody is there any more for whom to work: the process is about to end, or to outstay that."""
+        if self._outstays:
+            _stay()
 
     def spoil(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits, or what a sick device would have handed out."""
@@ -71,6 +82,11 @@ class Faults:
             return np.full_like(logits, np.nan)
         # Each token gets its neighbour's probability: as likely as the right answer, and not it.
         return np.roll(logits, 1) if self._now == "wrong" else logits
+
+
+def _stay() -> NoReturn:
+    while True:
+        time.sleep(3600)
 
 
 def _run_out_of_memory() -> None:

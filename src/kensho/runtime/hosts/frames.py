@@ -35,7 +35,7 @@ DoneReason = Literal["stop", "length", "context", "cancelled"]
 DType = Literal["float16", "float32", "float64", "int8", "int32", "int64", "uint8"]
 """What a tensor may be made of: any bytes are valid values of each."""
 Operation = Literal["logits", "echo"]
-FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "oom", "wrong", "truncate", "slow_start"]
+FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "oom", "wrong", "truncate", "slow_start", "ignore_sigterm"]
 _TIERS: tuple[Tier, ...] = get_args(Tier)
 _REASONS: tuple[DoneReason, ...] = get_args(DoneReason)
 _DTYPES: tuple[DType, ...] = get_args(DType)

@@ -97,7 +97,13 @@ class Host:
         self._pin: Pin | None = None
 
     def serve(self) -> None:
-        """Answer until the socket closes (ParentGoneError)."""
+        """Answer until the socket closes."""
+        try:
+            self._serve()
+        except ParentGoneError:
+            self._faults.before_end()
+
+    def _serve(self) -> None:
         while True:
             match self._channel.receive():
                 case frames.Ping():
@@ -187,10 +193,7 @@ def serve(given: Sequence[int], *, allow_faults: bool) -> None:
     stand_watch(life)
     with socket.socket(fileno=socket_fd) as sock:
         host = Host(Channel(sock), TensorSegment(segment_fd), allow_faults=allow_faults, clock=SystemClock())
-        try:
-            host.serve()
-        except ParentGoneError:
-            return
+        host.serve()
 
 
 def main() -> None:
