@@ -82,6 +82,23 @@ def test_a_hang_lasts_until_the_kill() -> None:
     on_engine(Fault("hang", 2), use)
 
 
+def test_a_host_that_ignores_sigterm_answers_and_takes_half_a_second_to_close() -> None:
+    async def use(engine: ScriptedEngine) -> None:
+        loop = asyncio.get_running_loop()
+        assert await collect(engine) == expected_ids(PROMPT, TEN)
+        engine.terminate()
+        assert await collect(engine) == expected_ids(PROMPT, TEN)
+        for takes_s in (0.5, 0.0):
+            began_s = loop.time()
+            await engine.close()
+            assert loop.time() - began_s == pytest.approx(takes_s)
+        await engine.start()
+        engine.terminate()  # another process, which was not told to ignore it
+        assert not engine.is_alive
+
+    on_engine(Fault("ignore_sigterm", 2), use)
+
+
 def test_wrong_numbers_are_finite_and_wrong_from_the_given_token_on() -> None:
     got = on_engine(Fault("wrong", 4), collect)
     right = expected_ids(PROMPT, TEN)

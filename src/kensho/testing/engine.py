@@ -30,11 +30,14 @@ from kensho.base.structs import Struct
 
 VOCABULARY = 1000
 
-FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "wrong"]
+FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "wrong", "ignore_sigterm"]
 """fail: an error, the host lives on. hang: no more tokens until killed. slow: ten times the token time. crash: the
-host is gone. nan: the engine sees non-finite numbers and says so. wrong: finite, plausible, and not the right id."""
+host is gone. nan: the engine sees non-finite numbers and says so. wrong: finite, plausible, and not the right id.
+ignore_sigterm: the answer is as ever, but from then on only SIGKILL ends the host."""
 
 SLOW_FACTOR = 10.0
+GRACE_S: Seconds = 0.5
+"""How long `close` waits for a host to end by itself."""
 
 
 class Fault(Struct):
@@ -75,6 +78,7 @@ class ScriptedEngine:
         self._faults: deque[Fault | None] = deque()
         self._refusals = 0
         self._signal = ""
+        self._ignores_sigterm = False
         self.starts = 0
         self.streams = 0
         self.kills = 0
@@ -132,12 +136,20 @@ class ScriptedEngine:
         self.die()
 
     async def close(self) -> None:
+        must_be_killed = self._is_alive and self._ignores_sigterm
         self.die()
+        if must_be_killed:
+            await asyncio.sleep(GRACE_S)
+
+    def terminate(self) -> None:
+        """Somebody sends it SIGTERM."""
+        if not self._ignores_sigterm:
+            self.die("SIGTERM")
 
     def die(self, signal: str = "SIGKILL") -> None:
         """The process ends now, as after a signal from outside: the running stream raises EngineCrashed."""
         self._signal = signal
-        self._is_alive = False
+        self._is_alive = self._ignores_sigterm = False
         self._died.set()
 
     async def _fail(self, fault: Fault) -> None:
@@ -152,6 +164,8 @@ class ScriptedEngine:
             case "hang":
                 await self._died.wait()
                 raise self._crashed()
+            case "ignore_sigterm":
+                self._ignores_sigterm = True
             case "slow" | "wrong":
                 pass
 

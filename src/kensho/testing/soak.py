@@ -4,9 +4,10 @@
     assert not report.faults_found
 
 Requests come at random, now and then two hundred in a second; clients leave in mid-answer, stop reading, or ask for the
-impossible; engines crash, hang, slow down, refuse to start and see numbers that are not finite; people force circuits;
-the wall clock jumps. Once an hour the clients pause, and everything must have come to rest: each request has had
-exactly one outcome, nothing runs, waits or is held, and no task is left. At the end nothing at all is left.
+impossible; engines crash, hang, slow down, are killed, refuse to start or to end, and see numbers that are not finite;
+people force circuits; the wall clock jumps. Once an hour the clients pause, and everything must have come to rest: each
+request has had exactly one outcome, nothing runs, waits or is held, and no task is left. At the end nothing at all is
+left, within half a second.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from kensho.resilience.circuit import Mode
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.testing.clock import VirtualClock
-from kensho.testing.engine import Fault, FaultKind, ScriptedEngine, expected_ids
+from kensho.testing.engine import GRACE_S, Fault, FaultKind, ScriptedEngine, expected_ids
 from kensho.testing.loop import run_virtual
 
 HOUR_S = 3600.0
@@ -39,7 +40,7 @@ BURST = 200
 REST_S = 900.0
 """Within which everything must have come to rest: longer than any default deadline, and than an engine's way back."""
 CANARY = Canary([9], expected_ids([9], Sampling(max_tokens=2)))
-FAULTS: tuple[FaultKind, ...] = ("fail", "hang", "slow", "crash", "nan")
+FAULTS: tuple[FaultKind, ...] = ("fail", "hang", "slow", "crash", "nan", "ignore_sigterm")
 """Without `wrong`: a wrong engine is believed until a canary asks it, and every answer here is checked."""
 
 T = TypeVar("T")
@@ -100,6 +101,9 @@ class _Soak:
                     ):
                         work.create_task(self._now_and_then(act, every_s, self._clock.monotonic_s() + share * HOUR_S))
                 await self._rest(hour + 1)
+            closing_s = self._clock.monotonic_s()
+        closing_s = self._clock.monotonic_s() - closing_s
+        self._check(closing_s <= GRACE_S, f"the engines took {closing_s:g} s to end")
         left = asyncio.all_tasks() - {asyncio.current_task()}
         self._check(not left, f"tasks are left at the end: {left}")
         self._check(not any(engine.is_alive for engine in self._engines), "an engine is left at the end")
@@ -156,8 +160,10 @@ class _Soak:
     def _harm(self) -> None:
         self._report.faults += 1
         engine, chance = self._one_of(self._engines), self._rng()
-        if chance < 0.2:
+        if chance < 0.1:
             engine.die()
+        elif chance < 0.2:
+            engine.terminate()
         elif chance < 0.25:
             engine.refuse_starts(1 + int(self._rng() * 3))
         elif chance < 0.3:
