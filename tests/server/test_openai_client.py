@@ -20,8 +20,11 @@ ASKED = [{"role": "user", "content": QUESTION.question}]
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    store = make_store(tmp_path_factory.mktemp("openai"))
-    with running(store, "--allow-faults", "--names", "kiosk-7,kiosk-8") as started:
+    folder = tmp_path_factory.mktemp("openai")
+    config = folder / "kensho.toml"
+    config.write_text('[tasks]\nchat = ["absent", "demo"]\ndraw = ["absent"]\n')
+    options = ["--allow-faults", "--names", "kiosk-7,kiosk-8", "--config", str(config)]
+    with running(make_store(folder), *options) as started:
         assert started.kensho("warm", "demo").returncode == 0
         yield started
 
@@ -37,13 +40,21 @@ def chat(client: openai.OpenAI, **named: object) -> object:
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
+    model, task = client.models.list().data
+    assert task.id == "chat" and task.model_extra["kensho"]["answering"] == "demo"  # type: ignore[index]
     assert (model.id, model.object, model.owned_by) == ("demo", "model", "kensho")
     assert 0 <= time.time() - model.created < 86400
     assert client.models.retrieve("demo").id == "demo"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("absent")
     assert caught.value.code == "model_not_found"
+
+
+def test_who_takes_a_task_from_the_list_gets_an_answer_and_is_told_whose(client: openai.OpenAI) -> None:
+    (*_, task) = client.models.list().data
+    answer = client.chat.completions.create(model=task.id, messages=ASKED)  # type: ignore[arg-type]
+    assert (answer.model, answer.choices[0].message.content) == ("chat", QUESTION.answer)
+    assert answer.model_extra["kensho"]["model"] == "demo"  # type: ignore[index]
 
 
 def test_a_chat_has_its_answer_its_usage_and_who_answered(client: openai.OpenAI) -> None:
