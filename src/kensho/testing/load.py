@@ -19,6 +19,10 @@ MIX = (5, 15, 50, 30)
 """Percent of the requests that are CRITICAL, HIGH, NORMAL, LOW."""
 DEADLINES_S: tuple[Seconds, ...] = (1.0, 1.0, 2.0, 5.0)
 SERVICE_S: Seconds = 0.1
+STEP_S: Seconds = 0.001
+"""Of a job that keeps the usual pace: so that a job has about a hundred steps, as an answer has tokens."""
+PACE_SIGMA = 0.1
+"""How much the pace differs from job to job (log-normal): who knows a job's steps does not know its time exactly."""
 BASE_LOAD = 0.8
 
 
@@ -30,6 +34,8 @@ class Job(Struct, eq=False):
     deadline_s: Seconds
     service_s: Seconds
     """On a slot of ordinary speed."""
+    steps: int
+    """What whoever asks could know beforehand: its length, though not its pace."""
 
 
 class Trace(Struct):
@@ -55,15 +61,19 @@ class Trace(Struct):
     def is_inside(self, now_s: Seconds) -> bool:
         return self.begins_s <= now_s < self.ends_s
 
+    def is_possible(self, job: Job) -> bool:
+        """Whether the job would be in time if it had a slot to itself from the moment it came."""
+        return job.arrived_s + job.service_s * self.slowness(job.arrived_s) <= job.deadline_s
 
-def step(times: float, *, for_s: Seconds = 60.0, sigma: float = 0.5) -> Trace:
+
+def step(times: float, *, for_s: Seconds = 60.0, sigma: float = 0.5, slots: int = 4) -> Trace:
     """The load jumps to so many times the capacity."""
     ends_s = 10.0 + for_s
 
     def load(now_s: Seconds) -> float:
         return times if 10.0 <= now_s < ends_s else BASE_LOAD
 
-    return Trace(f"{times:g} x the load", load, ends_s=ends_s, sigma=sigma)
+    return Trace(f"{times:g} x the load", load, slots=lambda _: slots, ends_s=ends_s, sigma=sigma)
 
 
 def brownout(*, for_s: Seconds = 60.0) -> Trace:
@@ -99,9 +109,10 @@ def bursts(*, for_s: Seconds = 60.0) -> Trace:
 
 
 def arrivals(trace: Trace, *, seed: int) -> list[Job]:
-    """The jobs of a trace, by time of arrival. Poisson, thinned where the load is lower than at its peak."""
-    rng = random.Random(seed)  # noqa: S311  # a load, not a secret
-    per_s = 4 / SERVICE_S
+    """The jobs of a trace, by time of arrival. Poisson, thinned where the load is lower than at its peak; the capacity
+    is that of the slots which the trace begins with."""
+    rng, pace = random.Random(seed), random.Random(f"pace {seed}")  # noqa: S311  # a load, not a secret
+    per_s = trace.slots(0.0) / SERVICE_S
     mu = math.log(SERVICE_S) - trace.sigma**2 / 2  # so that the mean is SERVICE_S for every sigma
     peak = max(trace.load(second / 2) for second in range(int(trace.until_s * 2)))
     jobs: list[Job] = []
@@ -110,5 +121,6 @@ def arrivals(trace: Trace, *, seed: int) -> list[Job]:
         if rng.random() * peak < trace.load(now_s):
             priority = rng.choices(list(Priority), weights=MIX)[0]
             service_s = rng.lognormvariate(mu, trace.sigma)
-            jobs.append(Job(priority, now_s, now_s + DEADLINES_S[priority], service_s))
+            steps = max(1, round(service_s / STEP_S / pace.lognormvariate(0.0, PACE_SIGMA)))
+            jobs.append(Job(priority, now_s, now_s + DEADLINES_S[priority], service_s, steps))
     return jobs

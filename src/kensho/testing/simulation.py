@@ -9,12 +9,12 @@ Another policy is a class with the four methods of `Policy`. A minute at ten tim
 import heapq
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kensho.base.clock import Seconds
 from kensho.base.structs import Struct, field
 from kensho.resilience.admission import AdmissionQueue, AdmissionSettings, Candidate, Estimate, Priority
-from kensho.resilience.estimate import RecentTimes, Times
+from kensho.resilience.estimate import ONE, RecentTimes, Times, Work
 from kensho.testing.load import Job, Trace
 
 
@@ -34,18 +34,32 @@ class Policy(Protocol):
     def set_slots(self, slots: int) -> None: ...
 
 
-class KenshoPolicy:
-    """The product's queue and its estimate, as the scheduler uses them."""
+Told = Literal["nothing", "most", "length"]
 
-    def __init__(self, settings: AdmissionSettings) -> None:
+
+class KenshoPolicy:
+    """The product's queue and its estimate, as the scheduler uses them.
+
+    What it is told of a job's length: "nothing", so that one job is like another and the time of a whole one is learnt,
+    as for a tensor request; "most", the most steps that it may have, of which no more are believed than recent jobs had
+    (`life.Life`, for a whole answer with `max_tokens`); or "length", the steps that it will have. Of the latter two the
+    time of a step is learnt.
+    """
+
+    def __init__(self, settings: AdmissionSettings, *, told: Told = "nothing") -> None:
         self._queue = AdmissionQueue(settings)
+        self._told = told
         self._jobs: dict[int, Job] = {}
-        self._times = RecentTimes()
+        self._services = RecentTimes()
+        self._steps = RecentTimes()
+        self._lengths = RecentTimes()
         self._slots = 1
         self._estimate = Estimate()
 
     def offer(self, job: Job, now_s: Seconds) -> None:
-        ticket, refused = self._queue.offer(job.priority, job.deadline_s, now_s, self._estimate)
+        ticket, refused = self._queue.offer(
+            job.priority, job.deadline_s, now_s, self._estimate, work=self._work(job, now_s)
+        )
         self._jobs[ticket.number] = job
         for one in refused:
             del self._jobs[one.ticket.number]
@@ -57,12 +71,22 @@ class KenshoPolicy:
         return None if ticket is None else self._jobs.pop(ticket.number)
 
     def finished(self, job: Job, service_s: Seconds, now_s: Seconds) -> None:
-        self._times.add(service_s, now_s)
-        p95_s, mean_s = self._times.p95(now_s), self._times.mean(now_s)
-        self._estimate = Estimate((Candidate("", Times(((1, p95_s),))),), mean_s, p95_s, self._slots)
+        self._services.add(service_s, now_s)
+        if now_s < job.deadline_s:  # one that was cut has not shown its pace
+            self._steps.add(service_s / job.steps, now_s)
+            self._lengths.add(job.steps, now_s)
+        p95_s, mean_s = self._services.p95(now_s), self._services.mean(now_s)
+        times = Times(((1, p95_s),)) if self._told == "nothing" else Times(step_s=self._steps.p95(now_s))
+        self._estimate = Estimate((Candidate("", times),), mean_s, p95_s, self._slots)
 
     def set_slots(self, slots: int) -> None:
         self._slots = slots
+
+    def _work(self, job: Job, now_s: Seconds) -> Work:
+        if self._told == "nothing":
+            return ONE
+        usual = self._lengths.p95(now_s) if self._told == "most" else 0.0
+        return Work(steps=(min(int(usual), job.steps) if usual else job.steps) - 1)
 
 
 class Result(Struct, kw_only=True):
@@ -70,16 +94,27 @@ class Result(Struct, kw_only=True):
 
     goodput: float
     """Work finished in time, as a share of what nobody could exceed (see `possible_s`)."""
-    late: float
-    """Work on jobs that were not in time, as a share of all work."""
+    hopeless: float
+    """Work on jobs that were too long for their deadline (`Trace.is_possible`), as a share of all work: late wherever
+    they are begun, by whoever does not know their length."""
+    waited: float
+    """Work on the other jobs that were late: they waited too long, as a share of all work."""
     came: Counter[Priority] = field(factory=Counter)
+    possible: Counter[Priority] = field(factory=Counter)
+    """Of those that came."""
     in_time: Counter[Priority] = field(factory=Counter)
     waits_s: dict[Priority, list[Seconds]] = field(factory=dict)
     """From arrival to end, of those in time."""
 
-    def served(self, priority: Priority) -> float:
-        """Share of the class that was answered in time; 1 if none came."""
-        return self.in_time[priority] / self.came[priority] if self.came[priority] else 1.0
+    @property
+    def late(self) -> float:
+        """Work on jobs that were not in time, as a share of all work."""
+        return self.hopeless + self.waited
+
+    def served(self, priority: Priority, *, of_possible: bool = False) -> float:
+        """Share of the class that was answered in time; 1 if none came. `of_possible`: of those that are possible."""
+        came = (self.possible if of_possible else self.came)[priority]
+        return self.in_time[priority] / came if came else 1.0
 
     def p99_s(self, priority: Priority) -> Seconds:
         ranked = sorted(self.waits_s.get(priority) or [0.0])
@@ -93,9 +128,10 @@ def simulate(jobs: Sequence[Job], trace: Trace, policy: Policy) -> Result:
     """
     running: list[tuple[Seconds, int, Seconds, Seconds, Job]] = []  # end, number, start, service, job
     came: Counter[Priority] = Counter()
+    possible: Counter[Priority] = Counter()
     in_time: Counter[Priority] = Counter()
     waits_s: dict[Priority, list[Seconds]] = {p: [] for p in Priority}
-    good_s = late_s = 0.0
+    good_s = hopeless_s = waited_s = 0.0
     number = 0
     lost_at_s = trace.lost_at_s
     for index in range(len(jobs) + 1):
@@ -106,8 +142,12 @@ def simulate(jobs: Sequence[Job], trace: Trace, policy: Policy) -> Result:
                 policy.finished(job, ends_s - began_s, ends_s)
                 share = _overlap(began_s, ends_s, trace)
                 is_in_time = began_s + service_s <= job.deadline_s
-                good_s += share if is_in_time else 0.0
-                late_s += 0.0 if is_in_time else share
+                if is_in_time:
+                    good_s += share
+                elif trace.is_possible(job):
+                    waited_s += share
+                else:
+                    hopeless_s += share
                 if is_in_time and trace.is_inside(job.arrived_s):
                     in_time[job.priority] += 1
                     waits_s[job.priority].append(ends_s - job.arrived_s)
@@ -115,13 +155,17 @@ def simulate(jobs: Sequence[Job], trace: Trace, policy: Policy) -> Result:
         if index < len(jobs):
             job = jobs[index]
             came[job.priority] += trace.is_inside(job.arrived_s)
+            possible[job.priority] += trace.is_inside(job.arrived_s) and trace.is_possible(job)
             policy.set_slots(trace.slots(job.arrived_s))
             policy.offer(job, job.arrived_s)
             number = _fill(running, policy, trace, job.arrived_s, number)
+    done_s, most_s = good_s + hopeless_s + waited_s, possible_s(jobs, trace)
     return Result(
-        goodput=good_s / possible_s(jobs, trace),
-        late=late_s / (good_s + late_s) if good_s + late_s else 0.0,
+        goodput=good_s / most_s if most_s else 1.0,
+        hopeless=hopeless_s / done_s if done_s else 0.0,
+        waited=waited_s / done_s if done_s else 0.0,
         came=came,
+        possible=possible,
         in_time=in_time,
         waits_s=waits_s,
     )
