@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from kensho.runtime.cache.header import GRAPH_SECTION, MIXED_SECTION, GraphHeade
 from kensho.runtime.compiling.form_choice import Speed
 from kensho.runtime.compiling.self_test import check_session, relative_error
 from kensho.runtime.compiling.stages import compile_model
-from kensho.runtime.engine.session import Session, Tier
+from kensho.runtime.engine.kv_cache import KvCache
+from kensho.runtime.engine.session import SPARE_BYTES, Session, Tier
 from kensho.runtime.graph.raw_graph import build_raw
 from kensho.runtime.model.safetensors import read_tensors
 
@@ -29,13 +31,6 @@ pytestmark = pytest.mark.real
 IDS = np.random.default_rng(3).integers(0, 4096, 40).tolist()
 BF16_NAN = b"\xc0\x7f"
 Compiled = tuple[Path, GraphHeader]
-
-
-@pytest.fixture(scope="module")
-def raw_graph(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("raw-graph")
-    build_raw(tiny_model, folder)
-    return folder
 
 
 def _load(graph: Path, model: Path, tier: Tier = "mapped", **options: int) -> Session:
@@ -296,3 +291,47 @@ def test_loading_needs_no_package_that_only_the_compiler_needs() -> None:
     assert "'onnxruntime'" in modules
     for absent in ("'onnx'", "'msgspec'", "'tuf'", "'jinja2'", "'urllib3'", "'tokenizers'"):
         assert absent not in modules
+
+
+# --- a second sequence ---
+
+
+def test_a_second_sequence_begins_with_a_copy_and_changes_nothing_in_the_first(
+    compiled_tiny: Compiled, tiny_model: Path, caches: weakref.WeakSet[KvCache]
+) -> None:
+    session = _load(compiled_tiny[0], tiny_model)
+    session.append(IDS[:30])
+    expected = session.append(IDS[30:31])
+    session.rewind(30)
+    session.branch(20)
+    assert (session.position, len(caches)) == (20, 2)
+    session.append(IDS[:20])
+    session.swap()
+    assert session.position == 30
+    assert (session.append(IDS[30:31]) == expected).all()
+    session.swap()
+    assert session.position == 40
+    session.branch(40)  # the one that was aside is given back
+    assert len(caches) == 2
+    session.give_back()
+    session.give_back()
+    assert (session.position, len(caches)) == (40, 1)
+    with pytest.raises(ConfigError, match="no sequence is kept aside"):
+        session.swap()
+    with pytest.raises(ConfigError, match="cannot branch at 41 of 40"):
+        session.branch(41)
+    session.branch(0)
+    session.close()
+    assert len(caches) == 0
+    with pytest.raises(EngineError, match="closed"):
+        session.branch(0)
+
+
+def test_what_the_machine_has_left_decides_whether_more_than_a_context_is_taken(
+    compiled_tiny: Compiled, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = _load(compiled_tiny[0], tiny_model)
+    needed = 400 * session.facts.kv_bytes_per_position + SPARE_BYTES
+    for left, expected in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr("kensho.runtime.engine.session.read_memory", lambda left=left: left)
+        assert session.has_memory(400) is expected
