@@ -167,6 +167,7 @@ class Stub:
 
     max_context = 1 << 30
     vocab_size = 1 << 32
+    piece_tokens = 512
 
     def __init__(self, busy_s: float = 0.0) -> None:
         self._busy_s = busy_s
@@ -180,6 +181,16 @@ class Stub:
 
     def rewind(self, position: int) -> None:
         del position
+
+    branch = rewind
+
+    def swap(self) -> None:
+        pass
+
+    give_back = swap
+
+    def has_memory(self, positions: int) -> bool:
+        return positions >= 0
 
 
 class Stubs:

@@ -1,7 +1,8 @@
-"""Make tokens with one session: prefill in one append, then step by step, asking before each step whether to go on.
+"""Make tokens with one session: a prefill in pieces, then step by step, asking before each whether to go on.
 
 No socket, no process: what the host does with each token is passed in. The ids that the KV cache holds are remembered,
-so that a request which begins like the last one starts from there.
+so that a request which begins like the last one starts from there, and one that was interrupted goes on where it was
+(`sequences`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,47 +14,46 @@ from numpy.typing import NDArray
 from kensho.base.errors import ConfigError
 from kensho.runtime.engine.faults import Faults
 from kensho.runtime.engine.sampling import check_finite, choose
+from kensho.runtime.engine.sequences import Held, Sequences, SwapModel
 from kensho.runtime.hosts.frames import DoneReason, Generate
 
-MIN_REUSED_IDS = 64
-"""A shorter common beginning is computed again: it costs under 50 ms, and keeps a short request (a canary) one and
-the same computation every time. Steps and prefill differ in the last bits."""
 
-
-class Model(Protocol):
+class Model(SwapModel, Protocol):
     """What is needed of `session.Session`."""
 
-    max_context: int
     vocab_size: int
+
+    @property
+    def piece_tokens(self) -> int: ...
 
     def append(self, ids: Sequence[int]) -> NDArray[np.float32]: ...
 
-    def rewind(self, position: int) -> None: ...
-
 
 class Generator:
-    """One session and what its KV cache holds. One request at a time."""
+    """One session and what its KV caches hold. One request at a time."""
 
     def __init__(self, model: Model, faults: Faults) -> None:
         self._model = model
         self._faults = faults
-        self._held: list[int] = []
+        self._sequences = Sequences(model)
 
     def run(
         self, request: Generate, *, is_cancelled: Callable[[], bool], on_token: Callable[[int], None]
     ) -> DoneReason:
         """Make the tokens after prompt + accepted and hand each to `on_token`; returns why it ended.
 
-        `is_cancelled` is asked before every step. Raises ConfigError for ids that this model cannot take,
-        EngineError (WrongNumbers) or MemoryError from the engine; the next request then starts from nothing.
+        `is_cancelled` is asked before every step: a token, or `piece_tokens` ids of the prefill. What was computed by
+        then stays for the request that goes on with it, which gets the same bits as without the interruption. Raises
+        ConfigError for ids that this model cannot take, EngineError (WrongNumbers) or MemoryError from the engine;
+        all requests after that start from nothing.
         """
         ids = [*request.prompt_ids, *request.accepted_ids]
         self._check(ids)
         self._faults.begin()
         try:
-            return self._steps(ids, request, is_cancelled, on_token)
+            return self._answer(ids, request, is_cancelled, on_token)
         except BaseException:
-            self._held.clear()
+            self._sequences.forget()
             raise
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -63,40 +63,58 @@ class Generator:
         """
         self._check(list(ids))
         self._faults.begin()
-        self._held.clear()
-        self._model.rewind(0)
-        self._faults.before_step()
-        logits = self._faults.spoil(self._model.append(ids))
-        check_finite(logits, len(ids))
-        self._held += ids
+        try:
+            held = self._sequences.begin_from_nothing(len(ids))
+            self._faults.before_step()
+            logits = self._faults.spoil(self._model.append(ids))
+            check_finite(logits, len(ids))
+        except BaseException:
+            self._sequences.forget()
+            raise
+        held.ids += ids
         return logits
 
-    def _steps(
+    def _answer(
         self, ids: list[int], request: Generate, is_cancelled: Callable[[], bool], on_token: Callable[[int], None]
     ) -> DoneReason:
         sampling = request.sampling
         left = sampling.max_tokens - len(request.accepted_ids)
         if left <= 0:
             return "length"
-        kept = reusable(self._held, ids)
-        self._model.rewind(kept)
-        del self._held[kept:]
-        pending = ids[kept:]
-        while not is_cancelled():
-            self._faults.before_step()
-            logits = self._faults.spoil(self._model.append(pending))
-            self._held += pending
-            token = choose(logits, len(self._held), sampling)
+        held = self._sequences.begin(ids, len(request.prompt_ids))
+        logits = self._prefill(held, ids, is_cancelled)
+        while logits is not None:
+            token = choose(self._faults.spoil(logits), len(held.ids), sampling)
             if token in sampling.stop_ids:
                 return "stop"
             on_token(token)
             left -= 1
             if left == 0:
                 return "length"
-            if len(self._held) == self._model.max_context:
+            if len(held.ids) == self._sequences.limit and not self._sequences.make_room():
                 return "context"
-            pending = [token]
+            if is_cancelled():
+                held.logits[len(held.ids)] = logits
+                break
+            self._faults.before_step()
+            logits = self._model.append([token])
+            held.ids.append(token)
+        held.is_interrupted = bool(held.ids)
         return "cancelled"
+
+    def _prefill(self, held: Held, ids: list[int], is_cancelled: Callable[[], bool]) -> NDArray[np.float32] | None:
+        """The logits after `ids`; None: cancelled on the way, and what was computed is held."""
+        size = self._model.piece_tokens
+        while not is_cancelled():
+            self._faults.before_step()
+            begin = len(held.ids)
+            if begin < len(ids):
+                piece = ids[begin : begin + size]
+                held.logits = {begin + len(piece): self._model.append(piece)}
+                held.ids += piece
+            if len(held.ids) == len(ids):
+                return held.logits[len(ids)]
+        return None
 
     def _check(self, ids: list[int]) -> None:
         if not ids:
@@ -113,16 +131,3 @@ class Generator:
                 f"token ids of {min(ids)} to {max(ids)}, the model has ids from 0 to {self._model.vocab_size - 1}",
                 advice="use the tokenizer that belongs to the model",
             )
-
-
-def reusable(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many ids of the KV cache may stay: the common beginning, but for the last wanted id, or 0 if it is short.
-
-    The last id is always computed: its logits are what is asked for.
-    """
-    common = 0
-    for old, new in zip(held, wanted[:-1], strict=False):
-        if old != new:
-            break
-        common += 1
-    return common if common >= MIN_REUSED_IDS else 0
