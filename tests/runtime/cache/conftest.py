@@ -1,5 +1,7 @@
-"""Small compiled graphs without a compiler: bytes of any content with a header that fits."""
+"""Small compiled graphs without a compiler: bytes of any content with a header that fits. And a real one to spoil."""
 
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -8,10 +10,15 @@ import pytest
 
 from kensho.base.events import Event
 from kensho.base.ids import GraphKey, digest_of
+from kensho.base.structs import replace
 from kensho.runtime.cache.graph_cache import GraphCache, Hit
 from kensho.runtime.cache.graph_hashing import hash_section
 from kensho.runtime.cache.header import GraphHeader, KeyFields, SelfTestVector, dump_header, graph_key
+from kensho.runtime.cache.loaded_graph import LoadedGraph
 from kensho.testing.clock import VirtualClock
+
+sys.path.append(str(Path(__file__).parent))
+from loading import World
 
 MakeEntry = Callable[[GraphCache, str], GraphKey]
 
@@ -106,3 +113,16 @@ def make_cache(tmp_path: Path, events: list[Event], clock: VirtualClock) -> Iter
 def write() -> Callable[..., GraphHeader]:
     """What a compiler leaves: (folder, content, key=...) -> the header."""
     return write_graph
+
+
+@pytest.fixture
+def world(tmp_path: Path, write: Callable[..., GraphHeader]) -> World:
+    return World(tmp_path, write)
+
+
+@pytest.fixture
+def compiled(graph: LoadedGraph, tmp_path: Path) -> LoadedGraph:
+    """A really compiled entry under its key, to spoil."""
+    folder = tmp_path / "graphs" / graph.key
+    shutil.copytree(graph.graph_folder, folder)
+    return replace(graph, graph_folder=folder)

@@ -1,5 +1,6 @@
 """The 22 ways in which a cache of compiled graphs fails, each with the test that holds it. Numbers as in the issue;
-files without a folder lie beside this one, the others below tests/ or tests/runtime/.
+files without a folder lie beside this one, the others below tests/ or tests/runtime/. Rows 2, 3 and 19 are in
+`test_cache_failures_in_files`, rows 12, 13, 16 and 17 in `test_cache_failures_on_disks`.
 
 | # | failure | test |
 |---|---|---|
@@ -15,13 +16,13 @@ files without a folder lie beside this one, the others below tests/ or tests/run
 | 7 | another engine version | test_07... |
 | 8 | older or newer format | test_08..., test_header_migrations, test_graph_cache `an_older_format_serves`, |
 |   | | `of_a_later_kensho`, test_loader `an_entry_of_a_later_format` |
-| 9 | two processes, one key | test_loader `two_processes_compile_a_key_once` |
+| 9 | two processes, one key | test_loader_processes `two_processes_compile_a_key_once` |
 | 10 | compiler killed | test_10..., compiling/test_compiler `a_compiler_that_dies`, |
-|   | | test_loader `killed_while_compiling` |
+|   | | test_loader_processes `killed_while_compiling` |
 | 11 | compile hangs | compiling/test_compiler `a_compiler_that_hangs_is_killed` |
-| 12 | disk full while saving | test_12... (a real full disk), test_loader `no_space` |
-| 13 | read-only, no permission, missing | test_13... (a real read-only disk), test_loader `cannot_be_written` |
-| 14 | over its limit | test_graph_record (property), test_graph_cache, test_loader `larger_than_the_cache` |
+| 12 | disk full while saving | test_12... (a real full disk), test_loader_trouble `no_space` |
+| 13 | read-only, no permission, missing | test_13... (a real read-only disk), test_loader_trouble `cannot_be_written` |
+| 14 | over its limit | test_graph_record (property), test_graph_cache, test_loader_trouble `larger_than_the_cache` |
 | 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, system/test_memory (cgroups), |
 |   | | app/test_memory_pressure (a real cgroup) |
 | 16 | file cut short under a live mapping | test_16..., hosts/test_host_loss `cut_short_under_a_running_host` |
@@ -38,40 +39,31 @@ import asyncio
 import contextlib
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from missing import MakeCache, Put, reason
 
-from kensho.base.clock import SystemClock
-from kensho.base.errors import CompileFailed, EngineCrashed, StorageError
-from kensho.base.events import Event, GraphCacheUnavailable, GraphDropped, GraphMissed, RecompileStorm
-from kensho.base.ids import GraphKey, digest_of
-from kensho.base.inference import Sampling
+from kensho.base.errors import CompileFailed, StorageError
+from kensho.base.events import Event, GraphDropped, GraphMissed, RecompileStorm
+from kensho.base.ids import digest_of
 from kensho.base.structs import replace
-from kensho.runtime.cache.graph_cache import GraphCache, Hit, Miss
+from kensho.runtime.cache.graph_cache import GraphCache, Hit
 from kensho.runtime.cache.header import GraphHeader, dump_header, graph_key, read_header
 from kensho.runtime.cache.loaded_graph import LoadedGraph
 from kensho.runtime.cache.loader import ModelLoader
 from kensho.runtime.compiling.compile_failures import BARRED_S
 from kensho.runtime.compiling.compile_job import CompileJob
-from kensho.runtime.hosts.host import EngineHost
 from kensho.runtime.system.machine import Machine
 from kensho.testing.clock import VirtualClock
 
 pytestmark = pytest.mark.store
 
-Put = Callable[..., tuple[GraphKey, Hit]]
-MakeCache = Callable[..., GraphCache]
 HERE = Machine("x86_64", "linux", ("avx2", "avx512_vnni"), "1.31.1")
 DIGESTS = {name: digest_of(name.encode()) for name in ("config.json", "tokenizer.json", "model.safetensors")}
-ONCE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Scripted:
@@ -145,18 +137,6 @@ def world(tmp_path: Path, write: Callable[..., GraphHeader]) -> World:
     return World(tmp_path, write)
 
 
-@pytest.fixture
-def compiled(graph: LoadedGraph, tmp_path: Path) -> LoadedGraph:
-    """A really compiled entry under its key, to spoil."""
-    folder = tmp_path / "graphs" / graph.key
-    shutil.copytree(graph.graph_folder, folder)
-    return replace(graph, graph_folder=folder)
-
-
-def reason(found: Hit | Miss) -> str:
-    return found.reason if isinstance(found, Miss) else "hit"
-
-
 def test_01_an_entry_appears_only_after_its_bytes_are_on_the_disk(
     make_cache: MakeCache, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,40 +155,6 @@ def test_01_an_entry_appears_only_after_its_bytes_are_on_the_disk(
     monkeypatch.setattr(Path, "rename", rename)
     put(make_cache(), "a")
     assert steps == ["fsync .tmp", "rename", "fsync grap"]
-
-
-@pytest.mark.real
-def test_02_no_flipped_byte_of_a_really_compiled_entry_is_ever_served(
-    compiled: LoadedGraph, make_cache: MakeCache
-) -> None:
-    folder, key = compiled.graph_folder, compiled.key
-    sizes = {name: (folder / name).stat().st_size for name in ("graph.onnx", "weights.bin", "header.json")}
-    assert reason(make_cache().lookup(key)) == "hit"
-
-    @ONCE
-    @given(st.sampled_from(sorted(sizes)), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
-    def flip(name: str, where: float, bits: int) -> None:
-        path, at = folder / name, int(where * sizes[name])
-        data = bytearray(path.read_bytes())
-        data[at] ^= bits
-        path.write_bytes(data)
-        assert reason(make_cache().lookup(key)) == "damaged"
-        data[at] ^= bits
-        path.write_bytes(data)
-
-    flip()
-    assert reason(make_cache().lookup(key)) == "hit"
-
-
-@pytest.mark.real
-def test_03_no_byte_of_a_real_header_can_change(compiled: LoadedGraph, make_cache: MakeCache) -> None:
-    path = compiled.graph_folder / "header.json"
-    data = path.read_bytes()
-    for at in range(0, len(data), 7):
-        changed = bytearray(data)
-        changed[at] ^= 1
-        path.write_bytes(changed)
-        assert reason(make_cache().lookup(compiled.key)) == "damaged", at
 
 
 def test_04_replaced_weights_of_the_same_size_and_time_have_another_graph(world: World) -> None:
@@ -286,123 +232,6 @@ def test_10_a_compile_that_fails_again_and_again_is_left_alone_for_an_hour(world
     assert world.cache().failures(world.load().key) is None
 
 
-def full_disk_program(model_folder: Path, prepare: str) -> str:
-    """Load a model twice with its graph cache on a disk of its own, in a mount namespace of its own."""
-    program = f"""
-import asyncio, sys
-from pathlib import Path
-from secrets import token_hex
-from kensho.base.clock import SystemClock
-from kensho.base.ids import digest_of
-from kensho.runtime.compiling.compiler import Compiler
-from kensho.runtime.cache.graph_cache import GraphCache
-from kensho.runtime.cache.loader import ModelLoader
-from kensho.runtime.system.machine import read_machine
-root, model = Path(sys.argv[1]), Path({str(model_folder)!r})
-said = []
-token = lambda: token_hex(4)
-clock = SystemClock()
-cache = GraphCache(root / "small/graphs", limit_bytes=1 << 30, boot="b", clock=clock, token=token, emit=said.append)
-loader = ModelLoader(cache=cache,
-    compiler=Compiler(env={{}}, stall_s=60, emit=lambda event: None), scratch=root / "scratch", token=token,
-    machine=read_machine(), clock=SystemClock(), emit=said.append, max_context=256, threads=1)
-digests = {{path.name: digest_of(path.read_bytes()) for path in model.iterdir()}}
-async def twice():
-    first = await loader.load("m", "1", model, digests, tier="mapped")
-    second = await loader.load("m", "1", model, digests, tier="mapped")
-    return [first.source, second.source, str(first.graph_folder.relative_to(root).parts[0])]
-sources = asyncio.run(twice())
-left = [str(p.relative_to(root)) for p in root.rglob("weights.bin") if "scratch" not in p.parts]
-loader.close()
-print("\\n".join([*sources, str(left), str(list((root / "scratch").iterdir())), *[e.name for e in said]]))
-"""
-    return f"{prepare} && exec {sys.executable} -c '{program.replace(chr(39), chr(34))}' \"$0\""
-
-
-def run_on_a_disk(root: Path, model_folder: Path, prepare: str) -> list[str]:
-    (root / "small").mkdir()
-    (root / "scratch").mkdir()
-    script = full_disk_program(model_folder, prepare)
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", script, root], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.real
-@pytest.mark.needs("unshare")
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-@pytest.mark.parametrize("size", ["64k", "400k"])
-def test_12_a_full_disk_costs_the_cache_and_no_answer(tmp_path: Path, tiny_model: Path, size: str) -> None:
-    mount = f'mount -t tmpfs -o size={size} tmpfs "$0/small" && mkdir "$0/small/graphs"'
-    first, second, place, left, scratch, *said = run_on_a_disk(tmp_path, tiny_model, mount)
-    assert (first, second, place) == ("compile", "memory", "scratch")
-    assert (left, scratch) == ("[]", "[]")
-    assert said.count(GraphCacheUnavailable.name) == 1
-
-
-@pytest.mark.real
-@pytest.mark.needs("unshare")
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
-@pytest.mark.parametrize("has_folder", [True, False])
-def test_13_a_read_only_disk_costs_the_cache_and_no_answer(tmp_path: Path, tiny_model: Path, has_folder: bool) -> None:
-    mount = 'mount -t tmpfs -o size=9m tmpfs "$0/small"'
-    mount += (' && mkdir "$0/small/graphs"' if has_folder else "") + ' && mount -o remount,ro "$0/small"'
-    first, second, place, _, scratch, *said = run_on_a_disk(tmp_path, tiny_model, mount)
-    assert (first, second, place, scratch) == ("compile", "memory", "scratch", "[]")
-    assert said.count(GraphCacheUnavailable.name) == 1
-
-
-def host_on(graph: LoadedGraph) -> EngineHost:
-    return EngineHost(
-        "primary",
-        graph,
-        clock=SystemClock(),
-        emit=lambda _: None,
-        env={},
-        threads=1,
-        max_context=64,
-        start_s=30,
-        inactivity_s=20,
-    )
-
-
-async def answer(host: EngineHost) -> list[int]:
-    return [token async for token in host.generate((2, 30, 31), (), Sampling(max_tokens=8))]
-
-
-@pytest.mark.real
-def test_16_a_file_cut_short_under_a_live_mapping_costs_a_request_and_is_made_anew(
-    compiled: LoadedGraph, make_cache: MakeCache
-) -> None:
-    async def scene() -> None:
-        host = host_on(compiled)
-        await host.start()
-        assert len(await answer(host)) == 8
-        os.truncate(compiled.graph_folder / "weights.bin", 0)
-        with pytest.raises(EngineCrashed, match="SIGBUS"):
-            await answer(host)
-        await host.close()
-
-    asyncio.run(scene())
-    assert reason(make_cache().lookup(compiled.key)) == "damaged"
-
-
-@pytest.mark.real
-def test_17_an_entry_that_is_removed_while_it_is_mapped_goes_on_answering(
-    compiled: LoadedGraph, make_cache: MakeCache
-) -> None:
-    async def scene() -> None:
-        host = host_on(compiled)
-        await host.start()
-        before = await answer(host)
-        shutil.rmtree(compiled.graph_folder)
-        assert await answer(host) == before
-        await host.close()
-
-    asyncio.run(scene())
-    assert reason(make_cache().lookup(compiled.key)) == "absent"
-
-
 def test_18_wrong_times_change_neither_what_is_served_nor_what_is_evicted(make_cache: MakeCache, put: Put) -> None:
     cache = make_cache()
     keys = []
@@ -428,64 +257,6 @@ def test_18_a_clock_that_was_set_back_bars_nothing(world: World) -> None:
             world.load()
     world.clock.step_wall(-10 * BARRED_S)
     assert world.load().source == "compile"
-
-
-@ONCE
-@given(st.binary(max_size=300), st.sampled_from(["header.json", "verified.json", "graph.onnx", "weights.bin"]))
-def test_19_no_bytes_make_a_lookup_fail_or_hit(make_cache: MakeCache, put: Put, data: bytes, name: str) -> None:
-    cache = make_cache()
-    key, made = put(cache, "a")
-    made.pin.close()
-    (made.folder / name).write_bytes(data)
-    assert reason(make_cache().lookup(key)) == ("hit" if name == "verified.json" else "damaged")
-    assert [entry.key for entry in cache.entries()] == [key]
-    cache.keys()
-    cache.evict(0)
-
-
-@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling link", "no folder"])
-def test_19_what_is_no_plain_file_is_a_miss_and_never_waited_for(make_cache: MakeCache, put: Put, kind: str) -> None:
-    cache = make_cache()
-    key, made = put(cache, "a")
-    made.pin.close()
-    for name in ("header.json", "weights.bin"):
-        path = made.folder / name
-        path.unlink()
-        match kind:
-            case "fifo":
-                os.mkfifo(path)
-            case "folder":
-                path.mkdir()
-            case "dangling link":
-                path.symlink_to("/nowhere")
-            case "no folder":
-                shutil.rmtree(made.folder)
-                made.folder.write_text("a file")
-                break
-    assert reason(make_cache().lookup(key)) != "hit"
-    cache.entries()
-    cache.keys()
-
-
-@pytest.mark.parametrize("name", ["header.json", "graph.onnx", "weights.bin"])
-def test_19_a_file_that_another_user_may_write_is_never_used(make_cache: MakeCache, put: Put, name: str) -> None:
-    before = os.umask(0)
-    try:
-        key, made = put(make_cache(), "a")
-    finally:
-        os.umask(before)
-    assert reason(make_cache().lookup(key)) == "hit"
-    (made.folder / name).chmod(0o666)
-    assert reason(make_cache().lookup(key)) == "damaged"
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
-def test_19_another_users_entry_is_never_used_unless_the_folder_is_theirs(make_cache: MakeCache, put: Put) -> None:
-    key, made = put(make_cache(), "a")
-    os.chown(made.folder / "graph.onnx", 65534, 65534)
-    assert reason(make_cache().lookup(key)) == "damaged"
-    os.chown(made.folder.parent, 65534, 65534)
-    assert reason(make_cache().lookup(key)) == "hit"
 
 
 def test_21_a_miss_names_the_key_field_that_differs_and_a_storm_is_an_alarm(world: World) -> None:
@@ -542,7 +313,7 @@ def test_the_table_names_every_failure_and_tests_that_exist() -> None:
     assert __doc__
     rows = [line for line in __doc__.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert [int(row.split("|")[1]) for row in rows] == list(range(1, 23))
-    here = Path(__file__).read_text()
+    here = "".join(path.read_text() for path in Path(__file__).parent.glob("test_cache_failures*.py"))
     tests = Path(__file__).parents[2]
     everything = "".join(path.read_text() for path in tests.rglob("test_*.py"))
     for row in rows:
