@@ -8,7 +8,7 @@ files without a folder lie beside this one, the others below tests/ or tests/run
 | 2 | flipped bit in the weights | test_02... (a compiled entry), test_graph_cache `a_flipped_byte`, `bits_that_rot`; |
 |   | | before hashing: compiling/test_artefact `wrong_before_it_is_hashed`, |
 |   | | compiling/test_stages `a_writer_that_spoils`; |
-|   | | while loaded: app/test_serving `damaged_under_its_engines`, app/test_serving_time `rots_while_it_is_loaded` |
+|   | | while loaded: app/test_serving `damaged_under_its_engines`, app/test_serving_room `rots_while_it_is_loaded` |
 | 3 | flipped bit in header or graph | test_03... (every byte of a real header), test_header |
 | 4 | weights replaced, same size and time | test_04... |
 | 5 | another CPU | test_05... |
@@ -23,7 +23,7 @@ files without a folder lie beside this one, the others below tests/ or tests/run
 | 12 | disk full while saving | test_12... (a real full disk), test_loader_trouble `no_space` |
 | 13 | read-only, no permission, missing | test_13... (a real read-only disk), test_loader_trouble `cannot_be_written` |
 | 14 | over its limit | test_graph_record (property), test_graph_cache, test_loader_trouble `larger_than_the_cache` |
-| 15 | larger than free memory | app/test_tiers, app/test_serving_time `cannot_fit`, system/test_memory (cgroups), |
+| 15 | larger than free memory | app/test_tiers, app/test_serving_room `cannot_fit`, system/test_memory (cgroups), |
 |   | | app/test_memory_pressure (a real cgroup) |
 | 16 | file cut short under a live mapping | test_16..., hosts/test_host_loss `cut_short_under_a_running_host` |
 | 17 | deleted while mapped | test_17... |
