@@ -7,30 +7,25 @@ LOOK_EVERY_S and carries it out, off the path of requests. Everything runs on on
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from kensho.app.opening import ServedModel
-from kensho.app.places import Key, Loaded, Opener, Place
+from kensho.app.places import Key, Loaded, Opener, Place, Places
 from kensho.app.status import LoadedTier
 from kensho.app.tiers import (
     COPIES,
     KEPT_MODELS,
-    RESERVE_BYTES,
     WINDOW_S,
-    ModelSizes,
-    ModelUse,
     TierFacts,
-    check_room,
     choose_tier,
-    models_to_close,
 )
 from kensho.app.traffic import Traffic
 from kensho.app.verifying import Verifying
 from kensho.app.warmup import BEFORE_IDLE_S, Room
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
-from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged, TierKept
+from kensho.base.events import Emit, Event, RequestFinished, TierChanged, TierKept
 from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
 from kensho.runtime.cache.loaded_graph import LoadedGraph
@@ -58,13 +53,17 @@ class Serving:
         """`read_memory` says how many bytes the machine can still give (`runtime.system.memory`)."""
         self._settings = settings
         self._opener = make_opener(self._hear)
-        self._read_memory = read_memory
         self._clock = clock
         self._emit = emit
-        self._places: dict[Key, Place] = {}  # in order of use, the latest last
+        self._places = Places(
+            self._opener,
+            budget_bytes=settings.model_memory_bytes,
+            can_shrink=settings.tier == "auto",
+            read_memory=read_memory,
+            clock=clock,
+            emit=emit,
+        )
         self._lanes: dict[Key, asyncio.Lock] = {}
-        self._retired: list[Loaded] = []
-        self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
         self._is_finishing = False
         self._traffic = Traffic(self._opener.hold_idle)
@@ -79,12 +78,12 @@ class Serving:
             loaded.users += 1
             try:
                 if len(self._places) > KEPT_MODELS:
-                    self._close_some()
+                    self._places.close_some()
                 yield loaded.served
             finally:
                 loaded.users -= 1
                 place.used_at_s = self._clock.monotonic_s()
-                self._end_retired()
+                self._places.end_retired()
 
     async def pin(self, installed: InstalledModel) -> ServedModel:
         """Load the model ahead of its first request, and keep it until `close`. Raises what `use` does."""
@@ -96,7 +95,7 @@ class Serving:
     async def warm(self, installed: InstalledModel, *, is_kept: bool) -> LoadedGraph:
         """Load the model on a guess (row R6): one at a time, while nobody else is served, closing nothing. `is_kept`:
         until `close`. Raises NotEnoughMemory too when there is no place left."""
-        was_loaded = (key := _key(installed)) in self._places
+        was_loaded = self._places.get(key := _key(installed)) is not None
         with self._traffic.guess(key):
             if not was_loaded and self._settings.tier != "raw":
                 # Made first: the model is not loaded before its graph is there, as it is for somebody who waits.
@@ -106,37 +105,37 @@ class Serving:
             place = await self._traffic.run_when_quiet(lambda: self._place(installed, may_close=False))
         place.is_pinned |= is_kept
         if not (was_loaded or place.is_pinned) and self._places.get(key) is place:
-            self._places = {key: place, **self._places}  # nobody has asked for it: it goes before all others
+            self._places.put_first(key, place)  # nobody has asked for it
             place.used_at_s += BEFORE_IDLE_S
         return place.loaded.served.graph
 
     def loaded_models(self) -> set[str]:
-        return {model for model, _ in self._places}
+        return {place.installed.model for place in self._places.all()}
 
     def room(self) -> Room:
         """For models that are loaded on a guess."""
-        return Room(self._free_bytes() - RESERVE_BYTES, KEPT_MODELS - len(self._places))
+        return self._places.room()
 
     def served(self, model: str) -> ServedModel | None:
         """The model as it was used last; None if it is not loaded."""
-        found = [place.loaded.served for (name, _), place in self._places.items() if name == model]
+        found = [place.loaded.served for place in self._places.all() if place.installed.model == model]
         return found[-1] if found else None
 
     def is_loaded(self, installed: InstalledModel) -> bool:
-        return _key(installed) in self._places
+        return self._places.get(_key(installed)) is not None
 
     def tiers(self) -> dict[Key, LoadedTier]:
         """On which tier each loaded model answers, by (model, version)."""
         return {
-            key: LoadedTier(place.loaded.served.graph.tier, place.is_changing)
-            for key, place in list(self._places.items())
+            _key(place.installed): LoadedTier(place.loaded.served.graph.tier, place.is_changing)
+            for place in self._places.all()
         }
 
     def loaded(self) -> list[tuple[ServedModel, LoadedTier, bool]]:
         """What is loaded, on which tier, and whether it is pinned; the latest used last."""
         return [
             (place.loaded.served, LoadedTier(place.loaded.served.graph.tier, place.is_changing), place.is_pinned)
-            for place in list(self._places.values())
+            for place in self._places.all()
         ]
 
     async def compile(self, installed: InstalledModel) -> LoadedGraph:
@@ -149,23 +148,16 @@ class Serving:
         """Let what is made in the background come to its end, graphs and tables of tokenizers, so that the next start
         finds it."""
         self._is_finishing = True
-        changing = [place.changing for place in self._places.values() if place.changing]
+        changing = [place.changing for place in self._places.all() if place.changing]
         await asyncio.gather(*changing, self._opener.finish(), return_exceptions=True)
 
     async def close(self) -> None:
         """End every engine and every compile; nothing is left behind. Idempotent."""
-        places, self._places = list(self._places.values()), {}
-        retired, self._retired = self._retired, []
         await self._verifying.close()
-        tasks = [self._looking, *(place.changing for place in places)]
-        for task in tasks:
-            if task:
-                task.cancel()
-        await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._opener.end(loaded.served) for loaded in retired + [p.loaded for p in places]))
-        for place in places:
-            place.lease.close()
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        await self._places.close()
         await self._opener.close()
 
     # --- opening ---
@@ -173,8 +165,8 @@ class Serving:
     async def _place(self, installed: InstalledModel, *, may_close: bool = True) -> Place:
         key = _key(installed)
         async with self._lanes.setdefault(key, asyncio.Lock()):
-            place = self._places.pop(key, None) or await self._open(installed, may_close=may_close)
-            self._places[key] = place
+            place = self._places.get(key) or await self._open(installed, may_close=may_close)
+            self._places.put(key, place)
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
             return place
@@ -232,7 +224,7 @@ class Serving:
         try:
             sizes = await self._opener.sizes(graph)
             if not is_giving_back:
-                await self._make_room(installed, graph.tier, sizes, may_close=may_close)
+                await self._places.make_room(installed.model, graph.tier, sizes, may_close=may_close)
         except BaseException:
             await self._opener.release(graph)
             raise
@@ -243,75 +235,16 @@ class Serving:
                 await self._opener.invalidate(graph, f"no engine starts with it: {error.message}")
             raise
 
-    # --- memory ---
-
-    def _free_bytes(self) -> int:
-        free = self._read_memory()
-        budget = self._settings.model_memory_bytes
-        if not budget:
-            return free
-        served = [place.loaded.served for place in self._places.values()] + [old.served for old in self._retired]
-        return min(free, budget - sum(each.sizes.needed_bytes(each.graph.tier) for each in served))
-
-    async def _make_room(self, installed: InstalledModel, tier: Tier, sizes: ModelSizes, *, may_close: bool) -> None:
-        """Close what is idle until the model fits. Raises NotEnoughMemory before anything is loaded."""
-        if not may_close and len(self._places) >= KEPT_MODELS:
-            raise NotEnoughMemory(f"{len(self._places)} models are loaded", advice="unload one, or ask for this one")
-        while True:
-            try:
-                check_room(installed.model, tier, sizes, self._free_bytes())
-            except NotEnoughMemory:
-                if not may_close:
-                    raise
-                idle = [use.key for use in self._uses() if not use.is_kept]
-                if idle:
-                    await self._end_place(self._places.pop(idle[0]))
-                elif self._tasks:
-                    await asyncio.wait(self._tasks)  # what is ending just now has not given back its memory yet
-                else:
-                    raise
-            else:
-                return
-
-    def _uses(self) -> list[ModelUse[Key]]:
-        return [
-            ModelUse(
-                key,
-                self._idle_s(place),
-                is_kept=place.is_pinned or place.loaded.users > 0 or place.is_changing,
-                can_shrink=self._settings.tier == "auto" and place.loaded.served.graph.tier in COPIES,
-            )
-            for key, place in self._places.items()
-        ]
-
-    def _idle_s(self, place: Place) -> Seconds:
-        return 0.0 if place.loaded.users else max(0.0, self._clock.monotonic_s() - place.used_at_s)
-
-    def _close_some(self) -> None:
-        for key in models_to_close(self._uses(), self._free_bytes()):
-            self._spawn(self._end_place(self._places.pop(key)))
-
-    async def _end_place(self, place: Place) -> None:
-        """End a model that was taken from the places, so that nobody can get it meanwhile."""
-        idle_s = self._idle_s(place)
-        if place.changing:
-            place.changing.cancel()
-            await asyncio.gather(place.changing, return_exceptions=True)
-        await self._opener.end(place.loaded.served)
-        place.lease.close()
-        installed = place.installed
-        self._emit(ModelClosed(model=installed.model, version=installed.version, idle_s=idle_s))
-
     # --- tiers ---
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            self._end_retired()
-            self._close_some()
-            for place in list(self._places.values()):
+            self._places.end_retired()
+            self._places.close_some()
+            for place in self._places.all():
                 self._adjust(place)
-            self._verifying.look(self._places.values())
+            self._verifying.look(self._places.all())
 
     def _adjust(self, place: Place) -> None:
         """Begin to change the model's tier, if it should have another one."""
@@ -325,9 +258,9 @@ class Serving:
         facts = TierFacts(
             current=served.graph.tier,
             sizes=served.sizes,
-            free_bytes=self._free_bytes(),
+            free_bytes=self._places.free_bytes(),
             recent_tokens=sum(count for _, count in place.tokens),
-            idle_s=self._idle_s(place),
+            idle_s=self._places.idle_s(place),
         )
         wanted = choose_tier(self._settings.tier, facts)
         if wanted != served.graph.tier:
@@ -350,7 +283,7 @@ class Serving:
             self._emit(TierKept(model=installed.model, version=installed.version, tier=tier, reason=error.message))
             return
         place.loaded = Loaded(served)
-        self._retired.append(before)
+        self._places.retire(before)
         self._emit(
             TierChanged(
                 model=installed.model,
@@ -359,7 +292,6 @@ class Serving:
                 to_tier=wanted,
             )
         )
-        self._end_retired()
 
     async def _give_up(self, place: Place, graph: LoadedGraph, reason: str) -> None:
         """End every engine on this graph now, whoever it is answering: no token more from wrong bytes. The next
@@ -368,24 +300,12 @@ class Serving:
         key = _key(installed)
         async with self._lanes.setdefault(key, asyncio.Lock()):
             if self._places.get(key) is place:
-                await self._end_place(self._places.pop(key))
-            same = [loaded for loaded in self._retired if loaded.served.graph.key == graph.key]
-            self._retired = [loaded for loaded in self._retired if loaded.served.graph.key != graph.key]
-            await asyncio.gather(*(self._opener.end(loaded.served) for loaded in same))
+                self._places.take(key)
+                await self._places.end(place)
+            await self._places.end_retired_now(graph.key)
             await self._opener.invalidate(graph, reason)
         if place.is_pinned:
             await self.pin(installed)
-
-    def _end_retired(self) -> None:
-        over = [loaded for loaded in self._retired if loaded.users == 0]
-        self._retired = [loaded for loaded in self._retired if loaded.users]
-        for loaded in over:
-            self._spawn(self._opener.end(loaded.served))
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _hear(self, event: Event) -> None:
         """What engines and circuits say passes through here: answered tokens are what a better tier is worth."""
