@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from one_host import answer, engine
 
 from kensho.base.errors import EngineError
 from kensho.base.events import Event, ForkServerLost
+from kensho.runtime.cache.loaded_graph import LoadedGraph
 from kensho.runtime.hosts import frames, host_supply
 from kensho.runtime.hosts.fork_server import ForkServer
 from kensho.runtime.hosts.host_source import NewHost, SpawnedHosts
@@ -110,7 +112,7 @@ def test_its_environment_is_its_own_and_its_end_is_told_in_its_own_words(tmp_pat
     run(main())
 
 
-def test_a_killed_host_is_reaped_and_says_its_signal() -> None:
+def test_a_killed_host_says_its_signal_and_is_reaped() -> None:
     async def main() -> None:
         server = ForkServer.launch({})
         for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
@@ -120,10 +122,35 @@ def test_a_killed_host_is_reaped_and_says_its_signal() -> None:
             ended = await host.child.ended_within(5)
             assert ended
             assert ended.reason == number.name
-            assert not psutil.pid_exists(host.child.pid)
+            await eventually(lambda pid=host.child.pid: not psutil.pid_exists(pid))  # type: ignore[misc]
             host.child.kill()
             host.discard(0)
         await eventually(lambda: descriptors(server.pid) == ["/dev/null", "/dev/null", "pipe", "socket"])
+        server.close()
+
+    run(main())
+
+
+def test_a_host_that_ends_while_its_fork_server_stalls_has_ended() -> None:
+    async def main() -> None:
+        server = ForkServer.launch({})
+        hosts = [await server.start_host(env={}, allow_faults=False) for _ in range(3)]
+        for host in hosts:
+            await ping(host)
+        os.kill(server.pid, signal.SIGSTOP)
+        assert server.has_hosts
+        hosts[0].child.kill()
+        os.kill(hosts[1].child.pid, signal.SIGSEGV)
+        hosts[2].sock.close()  # it ends by itself
+        for host, reason in zip(hosts, ("SIGKILL", "SIGSEGV", "exit code 0"), strict=True):
+            ended = await host.child.ended_within(5)
+            assert ended
+            assert ended.reason == reason
+            host.discard(0)
+        assert not server.has_hosts
+        os.kill(server.pid, signal.SIGCONT)
+        await ping(another := await server.start_host(env={}, allow_faults=False))
+        another.discard(5)
         server.close()
 
     run(main())
@@ -340,7 +367,7 @@ def test_a_fork_server_that_hangs_is_left_alone_with_its_hosts_and_a_host_is_spa
     async def main() -> None:
         supply = HostSupply(env={}, emit=events.append)
         hosts = [await supply.start(env={}, allow_faults=False) for _ in range(2)]
-        monkeypatch.setattr(host_supply, "FORK_S", 0.2)
+        monkeypatch.setattr(host_supply, "FORK_AGAIN_S", 0.2)
         os.kill(supply.fork_server_pid or 0, signal.SIGSTOP)
         hosts.append(await supply.start(env={}, allow_faults=False))
         assert supply.fork_server_pid is None
@@ -357,6 +384,48 @@ def test_a_fork_server_that_hangs_is_left_alone_with_its_hosts_and_a_host_is_spa
 
     run(main())
     assert lost(events) == ["it made no host within 0.2 s"]
+
+
+def test_a_fork_server_that_hangs_is_replaced_and_ended_once_its_hosts_are_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_supply, "FORK_AGAIN_S", 0.2)
+
+    async def main() -> None:
+        supply = HostSupply(env={}, emit=lambda event: None)
+        first, second = [await supply.start(env={}, allow_faults=False) for _ in range(2)]
+        stalled = supply.fork_server_pid or 0
+        os.kill(stalled, signal.SIGSTOP)
+        second.discard(5)
+        third = await supply.start(env={}, allow_faults=False)
+        assert psutil.Process(third.child.pid).ppid() == os.getpid()
+        fourth = await supply.start(env={}, allow_faults=False)
+        assert psutil.Process(fourth.child.pid).ppid() == supply.fork_server_pid
+        assert not psutil.pid_exists(stalled)
+        for host in (first, third, fourth):
+            await ping(host)
+            host.discard(5)
+        supply.close()
+
+    run(main())
+
+
+def test_an_engine_whose_fork_server_stalls_is_killed_and_starts_again(graph: LoadedGraph) -> None:
+    async def main() -> None:
+        supply = HostSupply(env={}, emit=lambda event: None)
+        (await supply.start(env={}, allow_faults=False)).discard(5)  # only later ones are forked
+        async with engine(graph, hosts=supply) as host:
+            await host.start()
+            os.kill(supply.fork_server_pid or 0, signal.SIGSTOP)
+            for _ in range(2):
+                os.kill(host.pid or 0, signal.SIGKILL)
+                await host.kill()  # not EngineUnkillable
+                await host.start()
+                assert await answer(host)
+            await host.close()
+            supply.close()
+
+    run(main())
 
 
 def test_a_request_without_descriptors_ends_the_fork_server_with_its_reason() -> None:

@@ -5,17 +5,20 @@
     server.close()                                     # it ends, and any host of it that still runs
 
 Chain of death: a host dies with the fork-server, the fork-server with this program, each by the kernel's word
-(`parent_death`). A host's pidfd is passed to us, so we kill it ourselves; how it ended is reported by the fork-server,
-whose child it is. If the fork-server is gone nobody knows that, but all its hosts were killed.
+(`parent_death`). A host's pidfd is passed to us, so we kill it ourselves and see its end ourselves: a fork-server that
+stalls makes no dead host look alive. How it ended is in /proc until the fork-server, whose child it is, has reaped it,
+and reported by that afterwards. If the fork-server is gone nobody knows, but all its hosts were killed.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import EngineError
@@ -23,6 +26,8 @@ from kensho.runtime.hosts.host_source import HostEnds, NewHost
 from kensho.runtime.system.process import Child, Ended, spawn
 
 REAP_S: Seconds = 2.0
+_REPORT_MS = 50
+"""From the moment a host is reaped until its fork-server has said how it ended: microseconds, unless it stalls."""
 _MAX_REPORT_BYTES = 256
 
 
@@ -32,6 +37,7 @@ class ForkServer:
     def __init__(self, child: Child, control: socket.socket) -> None:
         self._child = child
         self._control = control
+        self._hosts: list[ServedProcess] = []
 
     @classmethod
     def launch(cls, env: Mapping[str, str]) -> "ForkServer":
@@ -59,6 +65,11 @@ class ForkServer:
         """Readable when it has ended; valid until `ended_within` or `close` says how."""
         return self._child.descriptor
 
+    @property
+    def has_hosts(self) -> bool:
+        """Whether a host of it runs, and would end with it."""
+        return any(host.is_running for host in self._hosts)
+
     async def ended_within(self, timeout_s: Seconds) -> Ended | None:
         """See `Child.ended_within`."""
         return await self._child.ended_within(timeout_s)
@@ -85,7 +96,9 @@ class ForkServer:
                     f"the fork-server cannot be asked: {error.strerror}", advice="hosts are spawned"
                 ) from error
             undo.pop_all()
-        return ends.new_host(Child(ServedProcess(pid, pidfd, report), stderr_read))
+        host = ServedProcess(pid, pidfd, report)
+        self._hosts = [*(each for each in self._hosts if each.is_running), host]
+        return ends.new_host(Child(host, stderr_read))
 
     def close(self) -> Ended:
         """End and reap it, about 2 ms; hosts that it still has are killed. Idempotent."""
@@ -99,35 +112,55 @@ class ServedProcess:
 
     def __init__(self, pid: int, pidfd: int, report: socket.socket) -> None:
         self.pid = pid
-        self._pidfd = pidfd
+        self.descriptor = pidfd
         self._report = report
         self._code: int | None = None
 
     @property
-    def descriptor(self) -> int:
-        return self._report.fileno()
+    def is_running(self) -> bool:
+        return self._code is None and not _is_readable(self.descriptor, 0)
 
     def poll(self) -> int | None:
-        if self._code is None and (words := self._read()) is not None:
-            kind, _, code = words.partition(" ")
-            # No words: the fork-server is gone, and with it, by the kernel's hand, its hosts.
-            self._code = int(code) if kind == "ended" else -signal.SIGKILL
+        if self._code is None and not self.is_running:
+            # Nobody knows: the fork-server is gone, and with it, by the kernel's hand, its hosts.
+            code = self._reported(0)
+            code = _exit_code(self.pid) if code is None else code
+            code = self._reported(_REPORT_MS) if code is None else code
+            self._code = -signal.SIGKILL if code is None else code
             self._report.close()
-            os.close(self._pidfd)
+            os.close(self.descriptor)
         return self._code
 
     def kill(self) -> None:
         if self._code is None:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
 
-    def _read(self) -> str | None:
-        try:
-            return self._report.recv(_MAX_REPORT_BYTES).decode()
-        except BlockingIOError:
+    def _reported(self, wait_ms: int) -> int | None:
+        """What the fork-server says, if it says it within `wait_ms`."""
+        if not _is_readable(self._report.fileno(), wait_ms):
             return None
+        try:
+            kind, _, code = self._report.recv(_MAX_REPORT_BYTES).decode().partition(" ")
         except OSError:
-            return ""
+            return None
+        return int(code) if kind == "ended" else None
+
+
+def _is_readable(descriptor: int, wait_ms: int) -> bool:
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(wait_ms))
+
+
+def _exit_code(pid: int) -> int | None:
+    """How a process ended that nobody has reaped yet; None if it is reaped, or its number is another's by now."""
+    try:
+        # proc(5): the state is the third field, behind the name in brackets; the last one is as waitpid will say it.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] == "Z" else None
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 async def _started(report: socket.socket) -> tuple[int, int]:

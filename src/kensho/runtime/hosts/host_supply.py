@@ -7,7 +7,8 @@
 The first host is the prefork if there is one, else a new interpreter: nobody waits for a fork-server that has not
 imported anything yet. The second start launches it and is served by it, which takes as long as a new interpreter would
 and makes every later start, each restart after a failure among them, one of 10 ms (docs/adr/0052). A fork-server that
-is killed, hangs or fails costs one spawn; the next start launches another.
+is killed, hangs or fails costs one spawn; the next start launches another. One that hangs stays as long as hosts of it
+run.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ from kensho.runtime.hosts.prefork import Prefork
 
 FORK_S: Seconds = 5.0
 """For a fork, the imports of a new fork-server included (0.1 to 0.3 s measured); then it is taken for hung."""
+FORK_AGAIN_S: Seconds = 1.0
+"""For a fork of one that has made a host before (5 to 22 ms measured, the latter at a load of 14)."""
 _SAYS_WHY_S: Seconds = 0.2
 """Between a fork-server's last socket and its exit code."""
 MAX_FAILURES = 3
@@ -39,6 +42,8 @@ class HostSupply:
         self._spawned = SpawnedHosts()
         self._has_started = False
         self._server: ForkServer | None = None
+        self._is_proven = False
+        """The fork-server has made a host."""
         self._running: dict[ForkServer, asyncio.AbstractEventLoop] = {}  # all that are not reaped, the asked one too
         self._failures = 0
         self._forking = asyncio.Lock()  # one waits for a fork-server's words at a time
@@ -76,22 +81,28 @@ class HostSupply:
             self._failures += 1
             self._emit(ForkServerLost(pid=None, reason=error.message))
             return None
+        limit_s = FORK_AGAIN_S if self._is_proven else FORK_S
         try:
-            async with asyncio.timeout(FORK_S):
+            async with asyncio.timeout(limit_s):
                 made = await server.start_host(env=env, allow_faults=allow_faults)
         except TimeoutError:
             self._failures += 1
-            self._lose(server, f"it made no host within {FORK_S:g} s")
+            self._lose(server, f"it made no host within {limit_s:g} s")
         except EngineError as error:
             self._failures += 1
             await self._ask_why(server, error.message)
         else:
-            self._failures = 0
+            self._failures, self._is_proven = 0, True
             return made
         return None
 
     def _launch(self) -> ForkServer:
+        for lost in tuple(self._running):
+            if not lost.has_hosts:
+                self._unwatch(lost)
+                lost.close()
         self._server = server = ForkServer.launch(self._env)
+        self._is_proven = False
         self._watch(server)
         return server
 
