@@ -5,7 +5,7 @@
     if stamp is None or read_stamp(store, now=clock.wall_s()) != stamp:
         ...                                               # somebody may have committed something: read again
 
-In WAL mode a commit writes to the log and a checkpoint to the file, whichever process does it. Reading writes to neither.
+In WAL mode a commit writes to the log and a checkpoint to the file, whichever process does it. Reading writes neither.
 """
 
 import os
