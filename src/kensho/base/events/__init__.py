@@ -60,6 +60,8 @@ from kensho.base.events.runtime import (
     TierChanged,
     TierKept,
     TokenizerTables,
+    VersionChanged,
+    VersionKept,
 )
 
 __all__ = [
@@ -122,6 +124,8 @@ __all__ = [
     "TierKept",
     "TokenizerTables",
     "UpdateApplied",
+    "VersionChanged",
+    "VersionKept",
     "admission_changed",
     "circuit_changed",
 ]

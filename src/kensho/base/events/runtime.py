@@ -126,6 +126,35 @@ class TierKept(Event, kw_only=True):
     reason: str
 
 
+class VersionChanged(Event, kw_only=True):
+    """The store has another version now, and requests from now on are answered by it; what runs is finished by the old
+    one, whose engines then end."""
+
+    name: ClassVar[str] = "runtime.version.changed"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "info"
+    text: ClassVar[str] = (
+        "{model} answers from {to_version} now instead of {from_version}; preparing took {seconds:.1f} s"
+    )
+    model: str
+    from_version: str
+    to_version: str
+    seconds: float
+
+
+class VersionKept(Event, kw_only=True):
+    """The version that the store has now cannot answer here; it is tried again."""
+
+    name: ClassVar[str] = "runtime.version.kept"
+    service: ClassVar[Service] = "runtime"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{model} goes on answering from {version}, {wanted_version} cannot be used yet: {reason}"
+    model: str
+    version: str
+    wanted_version: str
+    reason: str
+
+
 class TokenizerTables(Event, kw_only=True):
     """`outcome` is made, refused (they are not used and made anew), not possible (the library serves) or failed."""
 
