@@ -31,7 +31,7 @@ AREAS = {
     },
     "admission": {
         "modules": ["admission"],
-        "tests": ["test_admission.py", "test_admission_model.py"],
+        "tests": ["test_admission.py", "test_admission_model.py", "test_admission_settings.py"],
         # the walk of two thousand steps finds what Hypothesis and the simulations find, and sooner
         "without": "not catches_the_mutant and not hundred_thousand and not SideBySide and not exactly_one_outcome"
         " and not overload and not slow_engine and not million",
