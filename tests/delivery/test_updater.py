@@ -5,20 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.base.errors import (
-    DigestMismatch,
-    NotEnoughSpace,
-    NotInstalled,
-    StoreBusy,
-    TransportError,
-)
-from kensho.base.events import (
-    ChunkRejected,
-    DownloadProgress,
-    Event,
-    ManifestAccepted,
-    UpdateApplied,
-)
+from kensho.base.errors import DigestMismatch, NotEnoughSpace, NotInstalled, StoreBusy, TransportError
+from kensho.base.events import ChunkRejected, DownloadProgress, Event, ManifestAccepted, UpdateApplied
 from kensho.delivery.checker import verify
 from kensho.delivery.store import Store
 from kensho.delivery.transfer import ATTEMPTS, MAX_WRONG

@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.base.errors import (
-    NotFoundAtSource,
-)
-from kensho.base.events import (
-    FallbackActivated,
-    ModelUnavailable,
-)
+from kensho.base.errors import NotFoundAtSource
+from kensho.base.events import FallbackActivated, ModelUnavailable
 from kensho.base.ids import digest_of
 from kensho.base.structs import replace
 from kensho.delivery.acceptance import SignedReleases

@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.base.errors import (
-    ClientTooOld,
-    NotInstalled,
-    TrustError,
-)
-from kensho.base.events import (
-    ManifestRejected,
-)
+from kensho.base.errors import ClientTooOld, NotInstalled, TrustError
+from kensho.base.events import ManifestRejected
 from kensho.base.structs import replace
 from kensho.delivery.manifest import dump_manifest
 from kensho.delivery.rollout import is_in_rollout

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
-from kensho.base.events import (
-    CircuitChanged,
-    Event,
-)
+from kensho.base.events import CircuitChanged, Event
 from kensho.base.inference import Sampling
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary

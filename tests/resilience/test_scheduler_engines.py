@@ -7,10 +7,7 @@ import pytest
 from scheduling import PROMPT, TEN, WHOLE, World, in_world
 
 from kensho.base.errors import ConfigError, EngineError
-from kensho.base.events import (
-    RequestFinished,
-    StreamMoved,
-)
+from kensho.base.events import RequestFinished, StreamMoved
 from kensho.base.inference import Sampling
 from kensho.resilience.circuit import Mode
 from kensho.resilience.guard import Canary

@@ -5,10 +5,7 @@ import asyncio
 import pytest
 from scheduling import LONG, PROMPT, TEN, WHOLE, World, collect, in_world
 
-from kensho.base.events import (
-    RequestFinished,
-    StreamMoved,
-)
+from kensho.base.events import RequestFinished, StreamMoved
 from kensho.base.inference import Sampling
 from kensho.resilience.admission import Priority
 from kensho.testing.engine import expected_ids

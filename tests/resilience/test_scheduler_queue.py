@@ -6,12 +6,7 @@ import pytest
 from scheduling import LONG, PROMPT, TEN, WHOLE, World, in_world
 
 from kensho.base.errors import DeadlineMissed, Overloaded
-from kensho.base.events import (
-    AdmissionChanged,
-    RequestFinished,
-    RequestRejected,
-    StreamMoved,
-)
+from kensho.base.events import AdmissionChanged, RequestFinished, RequestRejected, StreamMoved
 from kensho.base.inference import Sampling
 from kensho.resilience.admission import AdmissionSettings, Level, Priority
 from kensho.resilience.circuit import Mode

@@ -5,9 +5,7 @@ import asyncio
 import pytest
 from scheduling import LONG, PROMPT, TEN, WHOLE, World, in_world
 
-from kensho.base.events import (
-    RequestFinished,
-)
+from kensho.base.events import RequestFinished
 from kensho.resilience.life import Answer
 from kensho.testing.engine import expected_ids
 

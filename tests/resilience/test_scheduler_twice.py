@@ -7,10 +7,7 @@ import pytest
 from scheduling import PROMPT, TEN, WHOLE, World, collect, in_world
 
 from kensho.base.errors import ConfigError, DeadlineMissed, EngineError, WrongNumbers
-from kensho.base.events import (
-    RequestFinished,
-    RequestRejected,
-)
+from kensho.base.events import RequestFinished, RequestRejected
 from kensho.base.inference import Sampling
 from kensho.resilience.admission import Priority
 from kensho.resilience.circuit import BreakerSettings

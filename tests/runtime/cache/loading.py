@@ -5,10 +5,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from kensho.base.events import (
-    Event,
-    GraphMissed,
-)
+from kensho.base.events import Event, GraphMissed
 from kensho.base.ids import digest_of
 from kensho.runtime.cache.graph_cache import GraphCache
 from kensho.runtime.cache.graph_maker import GraphCompiler

@@ -5,10 +5,7 @@ import pytest
 from loading import DIGESTS, World
 
 from kensho.base.errors import Damaged, ModelError
-from kensho.base.events import (
-    CompileFinished,
-    GraphDropped,
-)
+from kensho.base.events import CompileFinished, GraphDropped
 from kensho.base.ids import digest_of
 from kensho.runtime.cache.graph_cache import GraphCache
 from kensho.runtime.cache.loaded_graph import LoadedGraph

@@ -11,9 +11,7 @@ import pytest
 from loading import DIGESTS, World
 
 from kensho.base.errors import ModelError
-from kensho.base.events import (
-    CompileStage,
-)
+from kensho.base.events import CompileStage
 from kensho.base.ids import Digest, digest_of
 from kensho.runtime.cache.loaded_graph import LoadedGraph
 from kensho.runtime.cache.loader import ModelLoader

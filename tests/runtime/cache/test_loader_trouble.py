@@ -8,11 +8,7 @@ import pytest
 from loading import World
 
 from kensho.base.errors import CompileFailed, NotEnoughSpace, StorageError, UnknownArchitecture
-from kensho.base.events import (
-    CompileFinished,
-    CompileRetried,
-    GraphCacheUnavailable,
-)
+from kensho.base.events import CompileFinished, CompileRetried, GraphCacheUnavailable
 from kensho.runtime.cache import graph_cache, graph_maker
 from kensho.runtime.cache.temp_folder import TempFolder
 
