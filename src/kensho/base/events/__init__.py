@@ -1,6 +1,13 @@
 """The catalogue of events, one file a slice. Import the classes from here."""
 
-from kensho.base.events.app import DaemonStarted, DaemonStopped, ErrorRaised, StepFinished
+from kensho.base.events.app import (
+    ConnectionsScarce,
+    DaemonStarted,
+    DaemonStopped,
+    ErrorRaised,
+    LibraryWarned,
+    StepFinished,
+)
 from kensho.base.events.delivery import (
     CheckFinished,
     ChunkCorrupt,
@@ -85,6 +92,7 @@ __all__ = [
     "CompileFinished",
     "CompileRetried",
     "CompileStage",
+    "ConnectionsScarce",
     "DaemonStarted",
     "DaemonStopped",
     "DownloadProgress",
@@ -101,6 +109,7 @@ __all__ = [
     "GraphLoaded",
     "GraphMissed",
     "Level",
+    "LibraryWarned",
     "ManifestAccepted",
     "ManifestRejected",
     "ModelClosed",

@@ -48,3 +48,33 @@ class DaemonStopped(Event, kw_only=True):
     level: ClassVar[Level] = "info"
     text: ClassVar[str] = "the daemon has stopped after {seconds:.0f} s"
     seconds: float
+
+
+class LibraryWarned(Event, kw_only=True):
+    """What a library of the daemon's has to say. The same words are told at most once a minute; no values in them."""
+
+    name: ClassVar[str] = "app.library.warned"
+    service: ClassVar[Service] = "app"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "{library} says {times} times: {words}"
+    library: str
+    words: str
+    times: int
+    """So often since it was told last."""
+
+
+class ConnectionsScarce(Event, kw_only=True):
+    """More wanted to be connected to the daemon than it has places for; told at most every ten seconds."""
+
+    name: ClassVar[str] = "app.connections.scarce"
+    service: ClassVar[Service] = "app"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = (
+        "all {places} places for connections by {interface} were taken: {closed} that asked for nothing were closed, "
+        "{refused} were refused"
+    )
+    interface: str
+    """HTTP or the store's socket."""
+    places: int
+    closed: int
+    refused: int
