@@ -24,17 +24,13 @@ class Waiting:
 
 def needed_s(one: Waiting, estimate: Estimate, engine: str | None = None) -> float:
     """p95 of its work on `engine`, or on the quickest one that it may use; 0 where nothing is known."""
+    size = 1
+    while size < one.work.prompt_ids and size < 32768:
+        size *= 2
     times = {}
     for candidate in estimate.candidates:
-        sizes = candidate.times.prefill
-        fitting = [seconds for ids, seconds in sizes if one.work.prompt_ids <= ids]
-        if fitting:
-            prefill_s = fitting[0]
-        elif sizes:
-            prefill_s = sizes[-1][1] * one.work.prompt_ids / sizes[-1][0]
-        else:
-            prefill_s = candidate.times.step_s
-        times[candidate.engine] = prefill_s + one.work.steps * candidate.times.step_s
+        known = [seconds for ids, seconds in candidate.times.prefill if ids <= size]
+        times[candidate.engine] = (known[-1] if known else 0.0) + one.work.steps * candidate.times.step_s
     if engine is not None:
         return times.get(engine, 0.0)
     if one.engine is not None:

@@ -6,9 +6,15 @@
     seen.times(now_s).needed_s(Work(prompt_ids=250, steps=40))
 
 Rules: (1) an estimate is a 95th percentile, because a mean starts work that ends too late (simulated at ten times the
-load: 98 % against 61 % of goodput); (2) memory is bounded: 64 times of each kind; (3) what is older than a minute does
-not count, so that one slow answer cannot refuse everything for ever; (4) what was never measured takes no time: the
-first requests are let in.
+load: 98 % against 61 % of goodput), or the median for those who are let in with an even chance; of fewer than `FEW`
+samples both are the median; (2) memory is bounded: 64 times of each kind; (3) what is older than a minute does not
+count; (4) what was never measured takes no time: the first requests are let in; (5) nothing is scaled from one size of
+prompt to another: of a size that was not measured lately it is only known that it takes no less than a smaller one.
+
+Whoever is refused by an estimate is not measured, so a guess would be believed for ever. By (3), (4) and (5) none is:
+on an idle engine a refusal rests on what prompts of the same size or smaller ones took in the last minute, and what
+steps took, which are one like another. Sizes are powers of two: who has the time for a prompt of twice the length, and
+for all the steps that it asks for, is not refused for longer than that.
 """
 
 import math
@@ -27,6 +33,11 @@ REMAKE_S: Seconds = 0.01
 FEW = 20
 """Of fewer samples the median is taken: their 95th percentile is their maximum, and one long prompt would refuse
 everyone."""
+LARGEST_IDS = 1 << 15
+"""All longer prompts are of one size."""
+STOPPED = 1.05
+"""A prefill that was stopped would have taken longer than it had: by so much, so that the next one with as much time
+is not let in too. A guess, and a low one: only what was really measured may refuse those with more time."""
 
 
 class Work(Struct):
@@ -41,25 +52,29 @@ class Work(Struct):
 ONE = Work()
 
 
+def size_of(ids: int) -> int:
+    """The size of a prompt: the power of two that it does not exceed."""
+    return min(LARGEST_IDS, 1 << max(0, ids - 1).bit_length())
+
+
 class Times(Struct):
     """What one engine takes. All zero: nothing was measured lately."""
 
     prefill: tuple[tuple[int, Seconds], ...] = ()
-    """(ids, seconds): so long takes a prefill of at most so many ids, first token included. By rising ids."""
+    """(size, seconds) by rising size (`size_of`): so long takes a prefill of that size, first token included."""
     step_s: Seconds = 0.0
 
     def needed_s(self, work: Work) -> Seconds:
         """From the start of the work to the moment that its deadline is about."""
-        return self._prefill_s(work.prompt_ids) + work.steps * self.step_s
+        return self._prefill_s(size_of(work.prompt_ids)) + work.steps * self.step_s
 
-    def _prefill_s(self, ids: int) -> Seconds:
-        if not self.prefill:
-            return self.step_s
-        for limit, seconds in self.prefill:
-            if ids <= limit:
-                return seconds
-        limit, seconds = self.prefill[-1]
-        return seconds * ids / limit  # longer than any that was measured
+    def _prefill_s(self, size: int) -> Seconds:
+        seconds = 0.0
+        for smaller, smaller_s in self.prefill:
+            if smaller > size:
+                break
+            seconds = smaller_s
+        return seconds
 
 
 class RecentTimes:
@@ -80,14 +95,21 @@ class RecentTimes:
     def p95(self, now_s: Seconds) -> float:
         """Nearest rank; the median of fewer than `FEW`; 0 if nothing was measured lately."""
         self._forget_before(now_s - WINDOW_S)
-        count = len(self._ranked)
-        share = 0.95 if count >= FEW else 0.5
-        return self._ranked[math.ceil(share * count) - 1] if count else 0.0
+        return self._at(0.95 if len(self._ranked) >= FEW else 0.5)
+
+    def median(self, now_s: Seconds) -> float:
+        """Nearest rank, the lower of two; 0 if nothing was measured lately."""
+        self._forget_before(now_s - WINDOW_S)
+        return self._at(0.5)
 
     def mean(self, now_s: Seconds) -> float:
         """0 if nothing was measured lately."""
         self._forget_before(now_s - WINDOW_S)
         return self._sum / len(self._ranked) if self._ranked else 0.0
+
+    def _at(self, share: float) -> float:
+        count = len(self._ranked)
+        return self._ranked[math.ceil(share * count) - 1] if count else 0.0
 
     def _forget_before(self, moment_s: Seconds) -> None:
         while self._by_age and self._by_age[0][0] < moment_s:
@@ -101,35 +123,55 @@ class RecentTimes:
 
 
 class EngineTimes:
-    """Learns the times of one engine. Prefills are kept by size, in powers of two: at most 16 sizes."""
+    """Learns the times of one engine. Prefills are kept by size: at most 16 sizes."""
 
     def __init__(self) -> None:
         self._prefills: dict[int, RecentTimes] = {}
         self._steps = RecentTimes()
         self._steps_s = 0.0
         self._steps_open = 0
-        self._told = Times()
-        self._told_at_s = float("-inf")
+        self._steps_since_s = 0.0
+        self._times = self._medians = Times()
+        self._made_at_s = float("-inf")
 
     def prefilled(self, ids: int, seconds: Seconds, now_s: Seconds) -> None:
         """A prefill of so many ids gave its first token after so long."""
-        size = min(15, max(0, ids - 1).bit_length())
-        self._prefills.setdefault(size, RecentTimes()).add(seconds, now_s)
+        self._prefills.setdefault(size_of(ids), RecentTimes()).add(seconds, now_s)
+
+    def stopped(self, ids: int, seconds: Seconds, now_s: Seconds) -> None:
+        """A prefill of so many ids was stopped after so long, without a token. It counts if it took long already:
+        else those that are stopped at their deadline would never be learnt, and the next one begun like them."""
+        if seconds > self.medians(now_s).needed_s(Work(ids)):
+            self.prefilled(ids, seconds * STOPPED, now_s)
 
     def stepped(self, seconds: Seconds, now_s: Seconds) -> None:
         """One token after another took so long."""
+        if not self._steps_open or now_s - self._steps_since_s > WINDOW_S:
+            self._steps_s, self._steps_open, self._steps_since_s = 0.0, 0, now_s
         self._steps_s += seconds
         self._steps_open += 1
         if self._steps_open == STEPS_TOGETHER:
             self._steps.add(self._steps_s / STEPS_TOGETHER, now_s)
-            self._steps_s, self._steps_open = 0.0, 0
+            self._steps_open = 0
 
     def times(self, now_s: Seconds) -> Times:
-        """Made anew after `REMAKE_S`: it is asked for several times a token, and cannot change much meanwhile."""
-        if now_s - self._told_at_s >= REMAKE_S:
-            self._told, self._told_at_s = self._make(now_s), now_s
-        return self._told
+        """95th percentiles."""
+        self._remake(now_s)
+        return self._times
 
-    def _make(self, now_s: Seconds) -> Times:
-        sizes = ((1 << size, self._prefills[size].p95(now_s)) for size in sorted(self._prefills))
-        return Times(tuple((ids, seconds) for ids, seconds in sizes if seconds > 0), self._steps.p95(now_s))
+    def medians(self, now_s: Seconds) -> Times:
+        self._remake(now_s)
+        return self._medians
+
+    def _remake(self, now_s: Seconds) -> None:
+        """After `REMAKE_S`: the times are asked for several times a token, and cannot change much meanwhile."""
+        if now_s - self._made_at_s < REMAKE_S:
+            return
+        self._made_at_s = now_s
+        sizes = sorted(self._prefills.items())
+        self._times = _times([(size, seen.p95(now_s)) for size, seen in sizes], self._steps.p95(now_s))
+        self._medians = _times([(size, seen.median(now_s)) for size, seen in sizes], self._steps.median(now_s))
+
+
+def _times(prefill: list[tuple[int, Seconds]], step_s: Seconds) -> Times:
+    return Times(tuple((size, seconds) for size, seconds in prefill if seconds > 0), step_s)

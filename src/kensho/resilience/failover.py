@@ -202,7 +202,8 @@ async def use_engine(
                         silence.gap(took_s)
                     else:
                         first_s = now_s
-                        times.prefilled(known, took_s, now_s)
+                        if not accepted_ids:  # one that goes on finds what it had computed, and is no measure
+                            times.prefilled(known, took_s, now_s)
                         silence.first(took_s, known)
                     made += 1
                     yield guard.name, token
@@ -213,6 +214,9 @@ async def use_engine(
             raise EngineLost(guard.name, why, watch.since_s, was_working=is_working) from error
         except BaseException:
             guard.cancelled(permit)
+            if is_working and not made:
+                now_s = clock.monotonic_s()
+                times.stopped(known, now_s - watch.since_s, now_s)
             raise
         else:
             guard.succeeded(permit, (watch.since_s - first_s) / (made - 1) if made > 1 else None)
