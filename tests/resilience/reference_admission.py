@@ -50,24 +50,27 @@ class ReferenceQueue:
 
     # --- what is asked ---
 
-    def level(self, now_s: float, estimate: Estimate) -> str:
+    def level(self, now_s: float) -> str:
         recent = self.rejections[-self.settings.saturated_rejections :]
         if len(recent) == self.settings.saturated_rejections and now_s - recent[0] < self.settings.saturated_window_s:
             return "SATURATED"
-        if self.looked_at is None or now_s - self.looked_at >= 0.1:
-            self.looked_at = now_s
-            shares = []
-            for one in self.fresh():
-                allowed = one.deadline_s - one.arrived_s - needed_s(one, estimate)
-                shares.append((now_s - one.arrived_s) / max(0.001, allowed))
-            shares.sort()
-            if shares and shares[len(shares) // 2] > self.settings.pressured_share:
-                self.slow_since = now_s if self.slow_since is None else self.slow_since
-            else:
-                self.slow_since = None
         if self.slow_since is not None and now_s - self.slow_since >= self.settings.pressured_after_s:
             return "PRESSURED"
         return "NORMAL"
+
+    def look(self, now_s: float, estimate: Estimate) -> None:
+        if self.looked_at is not None and now_s - self.looked_at < 0.1:
+            return
+        self.looked_at = now_s
+        shares = []
+        for one in self.fresh():
+            allowed = one.deadline_s - one.arrived_s - needed_s(one, estimate)
+            shares.append((now_s - one.arrived_s) / max(0.001, allowed))
+        shares.sort()
+        if shares and shares[len(shares) // 2] > self.settings.pressured_share:
+            self.slow_since = now_s if self.slow_since is None else self.slow_since
+        else:
+            self.slow_since = None
 
     def offer(
         self,
@@ -83,7 +86,8 @@ class ReferenceQueue:
         one = Waiting(self.number(), priority, now_s, deadline_s, work, engine, "", is_resumed=False)
         if now_s + needed_s(one, estimate) > deadline_s:
             return [self.refusal(one, "deadline", estimate)]
-        level = self.level(now_s, estimate)
+        self.look(now_s, estimate)
+        level = self.level(now_s)
         if self.waiting and self.drain_s(one, estimate) > (deadline_s - now_s - needed_s(one, estimate)) / 2:
             if level == "SATURATED" and priority in {Priority.NORMAL, Priority.LOW}:
                 return [self.refusal(one, "saturated", estimate)]

@@ -11,12 +11,12 @@ from kensho.resilience.admission import (
     AdmissionSettings,
     Candidate,
     Estimate,
-    Level,
     Priority,
     Refused,
     Ticket,
 )
 from kensho.resilience.estimate import Times, Work
+from kensho.resilience.pressure import Level
 from kensho.testing.load import arrivals, brownout, step
 from kensho.testing.simulation import KenshoPolicy, simulate
 
@@ -177,13 +177,13 @@ def test_five_rejections_in_ten_seconds_pause_unimportant_work_only() -> None:
     waiting = queue(bound=2)
     fill(waiting, HIGH, 2)
     for at in range(5):
-        assert waiting.level(at, NOTHING_KNOWN) is Level.NORMAL
+        assert waiting.level(at) is Level.NORMAL
         assert waiting.offer(HIGH, None, at, NOTHING_KNOWN)[1]
-    assert waiting.level(5.0, NOTHING_KNOWN) is Level.SATURATED
+    assert waiting.level(5.0) is Level.SATURATED
     waiting.take(5.0, NOTHING_KNOWN)
     for priority, reasons in [(LOW, ["saturated"]), (NORMAL, ["saturated"]), (HIGH, [])]:
         assert [one.reason for one in waiting.offer(priority, 15.0, 5.0, Estimate(service_s=3.0))[1]] == reasons
-    assert waiting.level(10.0, NOTHING_KNOWN) is not Level.SATURATED
+    assert waiting.level(10.0) is not Level.SATURATED
 
 
 def test_refusals_because_of_saturation_do_not_prolong_it() -> None:
@@ -194,7 +194,7 @@ def test_refusals_because_of_saturation_do_not_prolong_it() -> None:
     for tenth in range(1, 100):
         (refused,) = waiting.offer(LOW, tenth / 10 + 1.5, tenth / 10, NOTHING_KNOWN)[1]
         assert refused.reason == "saturated"
-    assert waiting.level(10.0, NOTHING_KNOWN) is not Level.SATURATED
+    assert waiting.level(10.0) is not Level.SATURATED
 
 
 def test_who_would_not_wait_long_is_taken_even_when_saturated() -> None:
@@ -203,7 +203,7 @@ def test_who_would_not_wait_long_is_taken_even_when_saturated() -> None:
     for _ in range(5):
         waiting.offer(HIGH, None, 0.0, NOTHING_KNOWN)
     waiting.take(0.0, NOTHING_KNOWN)
-    assert waiting.level(0.0, NOTHING_KNOWN) is Level.SATURATED
+    assert waiting.level(0.0) is Level.SATURATED
     assert waiting.offer(LOW, 60.0, 0.0, Estimate(service_s=10.0))[1] == []
 
 
@@ -213,15 +213,16 @@ def test_an_empty_queue_takes_anyone_even_when_saturated() -> None:
     for _ in range(5):
         waiting.offer(HIGH, None, 0.0, NOTHING_KNOWN)
     waiting.take(0.0, NOTHING_KNOWN)
-    assert waiting.level(0.0, NOTHING_KNOWN) is Level.SATURATED
+    assert waiting.level(0.0) is Level.SATURATED
     assert waiting.offer(LOW, None, 0.0, NOTHING_KNOWN)[1] == []
 
 
 def test_long_waits_pause_low_work_after_a_second() -> None:
     waiting = queue()
     waiting.offer(NORMAL, 10.0, 0.0, NOTHING_KNOWN)
-    assert waiting.level(2.1, NOTHING_KNOWN) is Level.NORMAL
-    assert waiting.level(3.2, NOTHING_KNOWN) is Level.PRESSURED
+    waiting.look(2.1, NOTHING_KNOWN)
+    assert waiting.level(2.1) is Level.NORMAL
+    assert waiting.level(3.2) is Level.PRESSURED
     assert [one.reason for one in waiting.offer(LOW, 6.2, 3.2, NOTHING_KNOWN)[1]] == ["pressured"]
     assert waiting.offer(LOW, 9.2, 3.2, NOTHING_KNOWN)[1] == []
     assert waiting.offer(NORMAL, 6.2, 3.2, NOTHING_KNOWN)[1] == []

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from reference_admission import ReferenceQueue
 
-from kensho.resilience import admission
 from kensho.resilience.admission import (
     AdmissionQueue,
     AdmissionSettings,
@@ -158,7 +157,8 @@ class SideBySide(RuleBasedStateMachine):
 
     @rule(estimate=ESTIMATES)
     def look(self, estimate: Estimate) -> None:
-        assert self.queue.level(self.now_s, estimate) == self.reference.level(self.now_s, estimate)
+        self.queue.look(self.now_s, estimate)
+        self.reference.look(self.now_s, estimate)
 
     @invariant()
     def they_agree(self) -> None:
@@ -168,6 +168,7 @@ class SideBySide(RuleBasedStateMachine):
         assert self.queue.depths() == waiting
         assert len(self.queue) == sum(waiting.values()) == len(self.live)
         assert [ticket.number for ticket in self.queue.urgent()] == self.reference.urgent()
+        assert self.queue.level(self.now_s) == self.reference.level(self.now_s)
 
 
 IS_LONG = bool(os.environ.get("KENSHO_LONG"))
@@ -214,6 +215,12 @@ def walk(queue_class: Any, *, steps: int, seed: int) -> None:
         _walk(queue_class, rng, min(200, steps - done))
 
 
+_STEPS = (
+    ["offer", "take", "resume", "cancel", "expire", "strand", "look", "wait"],
+    [9, 5, 1, 1, 1, 0.5, 3, 3],
+)
+
+
 def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
     settings = random_settings(rng)
     queue, reference, now_s = queue_class(settings), ReferenceQueue(settings), 1000.0
@@ -222,9 +229,7 @@ def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
     for _ in range(steps):
         if rng.random() < 0.3:
             estimate = random_estimate(rng)
-        match rng.choices(["offer", "take", "resume", "cancel", "expire", "strand", "wait"], [9, 5, 1, 1, 1, 0.5, 3])[
-            0
-        ]:
+        match rng.choices(*_STEPS)[0]:
             case "offer":
                 priority, work = (
                     Priority(rng.choice([0, 1, 1, 2, 2, 3, 3])),
@@ -256,9 +261,12 @@ def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
             case "strand":
                 lost = queue.take_stranded(estimate)
                 assert (lost and lost.number) == reference.stranded(estimate)
+            case "look":
+                queue.look(now_s, estimate)
+                reference.look(now_s, estimate)
             case "wait":
                 now_s += rng.choice([1 / 64, 7 / 64, 0.25, 1.0, 3.0, 10.0])
-        assert queue.level(now_s, estimate) == reference.level(now_s, estimate)
+        assert queue.level(now_s) == reference.level(now_s)
         assert queue.depths() == {p: sum(w.priority == p for w in reference.waiting) for p in Priority}
         assert [ticket.number for ticket in queue.urgent()] == reference.urgent()
 
@@ -304,11 +312,13 @@ MUTANTS = {
         "level is Level.SATURATED and priority >= Priority.NORMAL",
         "level is Level.SATURATED and priority >= Priority.HIGH",
     ),
-    "SATURATED for ever": ("now_s - self._rejected_at_s[0] < settings.saturated_window_s", "True"),
+    "SATURATED for ever": ("now_s - rejected_at_s[0] < self._window_s", "True"),
     "shedding counts as rejection": (
         'return ticket, [self._refuse(ticket, "saturated" if is_shed else "pressured", estimate)]',
         'return ticket, [self._reject(ticket, "saturated" if is_shed else "pressured", now_s, estimate)]',
     ),
+    "PRESSURED at once": ("now_s - self._slow_since_s >= self._after_s", "True"),
+    "PRESSURED without end": ("self._is_slow = bool(shares) and", "self._is_slow = self._is_slow or bool(shares) and"),
     "an empty queue sheds": ("        if not len(self):\n            return False\n", ""),
     "a begun request can be evicted": (
         "self._resumed[ticket.priority][again.number] = again",
@@ -330,16 +340,26 @@ MUTANTS = {
 
 def mutant(old: str, new: str) -> Any:
     """The queue of the product with one piece of its source exchanged."""
-    source = Path(admission.__file__).read_text()
-    assert source.count(old) == 1, f"{old!r} is there {source.count(old)} times"
-    module = types.ModuleType("mutant_of_admission")
-    sys.modules[module.__name__] = module
+    sources = {name: Path(str(sys.modules[f"{_PACKAGE}.{name}"].__file__)).read_text() for name in _MUTATED}
+    places = sum(source.count(old) for source in sources.values())
+    assert places == 1, f"{old!r} is there {places} times"
+    modules = {name: types.ModuleType(f"mutant_of_{name}") for name in _MUTATED}
+    sys.modules |= {module.__name__: module for module in modules.values()}
     try:
-        exec(compile(source.replace(old, new), module.__name__, "exec"), module.__dict__)
+        for name, source in sources.items():
+            changed = source.replace(old, new)
+            for other in _MUTATED:
+                changed = changed.replace(f"from {_PACKAGE}.{other} import", f"from mutant_of_{other} import")
+            exec(compile(changed, modules[name].__name__, "exec"), modules[name].__dict__)
     finally:
-        del sys.modules[module.__name__]
-    module.__dict__["Priority"] = Priority
-    return module.__dict__["AdmissionQueue"]
+        for module in modules.values():
+            del sys.modules[module.__name__]
+    modules["admission"].__dict__["Priority"] = Priority
+    return modules["admission"].__dict__["AdmissionQueue"]
+
+
+_PACKAGE = "kensho.resilience"
+_MUTATED = ("pressure", "admission")  # in the order in which they import each other
 
 
 @pytest.mark.real

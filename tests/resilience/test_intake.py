@@ -5,9 +5,10 @@ import pytest
 
 from kensho.base.errors import EngineError, Overloaded
 from kensho.base.events import AdmissionChanged, Event, RequestRejected
-from kensho.resilience.admission import AdmissionSettings, Candidate, Level, Priority
+from kensho.resilience.admission import AdmissionSettings, Candidate, Priority
 from kensho.resilience.estimate import Times, Work
 from kensho.resilience.intake import Intake
+from kensho.resilience.pressure import Level
 from kensho.testing.clock import VirtualClock
 from kensho.testing.loop import run_virtual
 

@@ -15,15 +15,16 @@ Every method is O(1), except where a rule looks at the whole queue (at most `bou
 full, and for the level, ten times a second.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError, DeadlineMissed, Overloaded
 from kensho.base.structs import Struct, replace
 from kensho.resilience.estimate import ONE, Times, Work
+from kensho.resilience.pressure import Level, Pressure
 
 
 class Priority(IntEnum):
@@ -41,13 +42,6 @@ def parse_priority(word: str) -> Priority:
         return Priority[word.upper()]
     except KeyError:
         raise ConfigError(f"priority {word[:40]!r} is unknown", advice="use critical, high, normal or low") from None
-
-
-class Level(StrEnum):
-    NORMAL = "NORMAL"
-    PRESSURED = "PRESSURED"
-    """LOW newcomers are refused: the median waiting request has used up `pressured_share` of the time it may wait."""
-    SATURATED = "SATURATED"
 
 
 Reason = Literal["full", "evicted", "deadline", "pressured", "saturated"]
@@ -165,7 +159,6 @@ _WORDS: dict[Reason, tuple[str, str]] = {
 
 _UNMEASURED_SERVICE_S = 1.0  # guess, for the retry-after of the very first refusals
 _PATIENCE = 0.5  # share of its time; refusing whoever waits at all costs a tenth of the goodput of bursts (simulated)
-_LOOK_EVERY_S = 0.1  # how often the whole queue is looked at for the level
 
 _Line = OrderedDict[int, Ticket]
 
@@ -189,10 +182,12 @@ class AdmissionQueue:
         self._named_count = 0
         self._next_number = 0
         self._starts_since_low = 0
-        self._rejected_at_s: deque[Seconds] = deque(maxlen=settings.saturated_rejections)
-        self._is_slow = False
-        self._slow_since_s = 0.0
-        self._looked_at_s = float("-inf")
+        self._pressure = Pressure(
+            rejections=settings.saturated_rejections,
+            window_s=settings.saturated_window_s,
+            share=settings.pressured_share,
+            after_s=settings.pressured_after_s,
+        )
 
     def __len__(self) -> int:
         return sum(self.depths().values())
@@ -220,7 +215,8 @@ class AdmissionQueue:
         self._next_number += 1
         if not _is_in_time(ticket, now_s, estimate):
             return ticket, [self._refuse(ticket, "deadline", estimate)]
-        level = self.level(now_s, estimate)
+        self.look(now_s, estimate)
+        level = self.level(now_s)
         is_shed = level is Level.SATURATED and priority >= Priority.NORMAL
         if (is_shed or (level is Level.PRESSURED and priority is Priority.LOW)) and self._waits_long(ticket, estimate):
             return ticket, [self._refuse(ticket, "saturated" if is_shed else "pressured", estimate)]
@@ -282,16 +278,14 @@ class AdmissionQueue:
         """Refuse a waiting request that can no longer be in time; None if it does not wait (any more)."""
         return self._reject(ticket, "deadline", now_s, estimate) if self._remove(ticket) else None
 
-    def level(self, now_s: Seconds, estimate: Estimate) -> Level:
-        """How hard pressed the queue is. SATURATED ends when the last five rejections span more than the window."""
-        settings = self._settings
-        is_full_window = len(self._rejected_at_s) == settings.saturated_rejections
-        if is_full_window and now_s - self._rejected_at_s[0] < settings.saturated_window_s:
-            return Level.SATURATED
-        if now_s - self._looked_at_s >= _LOOK_EVERY_S:
-            self._look(now_s, estimate)
-        is_pressed = self._is_slow and now_s - self._slow_since_s >= settings.pressured_after_s
-        return Level.PRESSURED if is_pressed else Level.NORMAL
+    def look(self, now_s: Seconds, estimate: Estimate) -> None:
+        """See how long those wait who wait now; `level` is as of the last look. Call it whenever something happens:
+        it looks ten times a second at most."""
+        self._pressure.look(now_s, lambda: (_used(ticket, now_s, estimate) for ticket in self._waiting_fresh()))
+
+    def level(self, now_s: Seconds) -> Level:
+        """How hard pressed the queue is."""
+        return self._pressure.level(now_s)
 
     def _make_room(self, newcomer: Ticket, now_s: Seconds, estimate: Estimate) -> list[Refused]:
         reserve = self._settings.critical_reserve if newcomer.priority is Priority.CRITICAL else 0
@@ -358,7 +352,7 @@ class AdmissionQueue:
 
     def _reject(self, ticket: Ticket, reason: Reason, now_s: Seconds, estimate: Estimate) -> Refused:
         """A rejection for want of capacity: counts towards SATURATED."""
-        self._rejected_at_s.append(now_s)
+        self._pressure.rejected(now_s)
         return self._refuse(ticket, reason, estimate)
 
     def _refuse(self, ticket: Ticket, reason: Reason, estimate: Estimate) -> Refused:
@@ -377,17 +371,12 @@ class AdmissionQueue:
         allowed_s = newcomer.deadline_s - newcomer.arrived_s - estimate.needed_s(newcomer)
         return self._drain_s(newcomer, estimate) > _PATIENCE * allowed_s
 
-    def _look(self, now_s: Seconds, estimate: Estimate) -> None:
-        self._looked_at_s = now_s
-        was_slow = self._is_slow
-        shares = sorted(
-            (now_s - t.arrived_s) / max(1e-3, t.deadline_s - t.arrived_s - estimate.needed_s(t))
-            for t in self._waiting_fresh()
-        )
-        self._is_slow = bool(shares) and shares[len(shares) // 2] > self._settings.pressured_share
-        if self._is_slow and not was_slow:
-            self._slow_since_s = now_s
-
 
 def _is_in_time(ticket: Ticket, now_s: Seconds, estimate: Estimate) -> bool:
     return now_s + estimate.needed_s(ticket) <= ticket.deadline_s
+
+
+def _used(ticket: Ticket, now_s: Seconds, estimate: Estimate) -> float:
+    """Share of the time that it may wait."""
+    allowed_s = ticket.deadline_s - ticket.arrived_s - estimate.needed_s(ticket)
+    return (now_s - ticket.arrived_s) / max(1e-3, allowed_s)

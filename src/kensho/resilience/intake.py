@@ -18,12 +18,12 @@ from kensho.resilience.admission import (
     AdmissionSettings,
     Candidate,
     Estimate,
-    Level,
     Priority,
     Refused,
     Ticket,
 )
 from kensho.resilience.estimate import ONE, RecentTimes, Work
+from kensho.resilience.pressure import Level
 
 _NEXT_STEPS = {
     Level.NORMAL: "everything is taken in",
@@ -100,7 +100,8 @@ class Intake:
 
     @property
     def level(self) -> Level:
-        return self._queue.level(self._clock.monotonic_s(), self.estimate())
+        """As of the last time that something happened here."""
+        return self._queue.level(self._clock.monotonic_s())
 
     def waiting(self) -> dict[Priority, int]:
         return self._queue.depths()
@@ -170,7 +171,7 @@ class Intake:
         while (stranded := self._queue.take_stranded(estimate)) is not None:
             self._start(stranded, None)
         self._interrupt(estimate)
-        self._note_level()
+        self._note_level(estimate)
 
     def close(self, error: KenshoError) -> None:
         """Everyone who waits, and everyone who comes later, gets `error`. Idempotent."""
@@ -192,7 +193,7 @@ class Intake:
                 if left_s <= 0:
                     expired = self._queue.expire(ticket, now_s, estimate)
                     self._refuse([expired] if expired else [])
-                    self._note_level()
+                    self._note_level(estimate)
                 else:
                     left = None if left_s == float("inf") else max(left_s, _LEAST_WAIT_S)
                     await asyncio.wait({future}, timeout=left)
@@ -255,9 +256,10 @@ class Intake:
             self._emit(RequestRejected(priority=priority, reason=one.reason, retry_after_s=one.retry_after_s))
             self._waiting.pop(one.ticket.number).set_exception(one.error())
 
-    def _note_level(self) -> None:
+    def _note_level(self, estimate: Estimate) -> None:
         if self._closed:
             return
+        self._queue.look(self._clock.monotonic_s(), estimate)
         before, level = self._level, self.level
         self._level = level
         if level is not before:
@@ -271,4 +273,4 @@ class Intake:
 
     def _look_again(self) -> None:
         self._level_timer = None
-        self._note_level()
+        self._note_level(self.estimate())

@@ -24,7 +24,7 @@ from kensho.base.errors import ConfigError, EngineError, KenshoError
 from kensho.base.events import Emit, RequestFinished
 from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct, field
-from kensho.resilience.admission import AdmissionSettings, Candidate, Level, Priority
+from kensho.resilience.admission import AdmissionSettings, Candidate, Priority
 from kensho.resilience.budget import Budget
 from kensho.resilience.canary import OffersLogits
 from kensho.resilience.circuit import BreakerSettings, Mode
@@ -36,6 +36,7 @@ from kensho.resilience.guard import Canary, Guard, hurry
 from kensho.resilience.intake import Intake
 from kensho.resilience.life import Answer, Floor, Life, Request
 from kensho.resilience.outlet import Outlet
+from kensho.resilience.pressure import Level
 from kensho.resilience.surroundings import UNKNOWN, Surroundings
 from kensho.resilience.whole_call import call_whole
 
