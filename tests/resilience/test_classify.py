@@ -1,4 +1,5 @@
 import asyncio
+import errno
 
 import pytest
 
@@ -34,6 +35,10 @@ F = FailureClass
         (EngineError("CUDA error: an Illegal Memory Access was encountered"), F.STICKY),
         (EngineError("something else"), F.UNKNOWN),
         (TimeoutError(), F.TIMEOUT),
+        (OSError(errno.EMFILE, "Too many open files"), F.SHORTAGE),
+        (OSError(errno.ENFILE, "Too many open files in system"), F.SHORTAGE),
+        (BlockingIOError(errno.EAGAIN, "fork"), F.SHORTAGE),
+        (MemoryError(), F.SHORTAGE),
     ],
 )
 def test_an_engines_failure_has_a_kind(error: BaseException, kind: FailureClass) -> None:
@@ -52,10 +57,22 @@ def test_an_engines_failure_has_a_kind(error: BaseException, kind: FailureClass)
         PoisonRequest("again"),
         KenshoError("anything"),
         ValueError("bad input"),
+        FileNotFoundError(errno.ENOENT, "no such file"),
     ],
 )
 def test_what_says_nothing_about_the_engine_is_not_counted(error: BaseException) -> None:
     assert classify(error) is None
+
+
+def test_what_caused_an_error_tells_a_want_of_the_machine_from_a_failure_of_the_engine() -> None:
+    for number, kind in ((errno.ENOMEM, F.SHORTAGE), (errno.EPIPE, F.UNKNOWN)):
+        outer = EngineError("cannot make what an engine host needs")
+        outer.__cause__ = EngineError("no socket")
+        outer.__cause__.__cause__ = OSError(number, "why")
+        assert classify(outer) is kind
+    crashed = EngineCrashed("gone")
+    crashed.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert classify(crashed) is F.CRASH
 
 
 ORT = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running"
@@ -110,6 +127,10 @@ CORPUS = [
     ("all CUDA-capable devices are busy or unavailable: devices are unavailable", F.DEVICE_LOST),
     ("uncorrectable ECC error encountered", F.DEVICE_LOST),
     ("Memory access fault by GPU node-1 on address 0x7f: Page not present", F.STICKY),
+    # the machine
+    ("OSError: [Errno 24] Too many open files: '/dev/null'", F.SHORTAGE),
+    ("BlockingIOError: [Errno 11] Resource temporarily unavailable", F.SHORTAGE),
+    ("RuntimeError: can't start new thread", F.SHORTAGE),
     # nothing of the kind
     ("the prompt has 4096 tokens, the context 2048", None),
     ("", None),

@@ -5,6 +5,7 @@ hopeless from the start, a full queue and a request that no engine could answer 
 """
 
 import asyncio
+import errno
 
 from kensho.base.errors import EngineCrashed, EngineError, EngineHung, NotEnoughMemory, WrongNumbers
 from kensho.resilience.failure_class import FailureClass
@@ -13,6 +14,9 @@ from kensho.resilience.failure_messages import failure_of
 __all__ = ["FailureClass", "classify"]
 
 _NEEDS_MORE_THAN_A_PROCESS = frozenset({FailureClass.DEVICE_LOST, FailureClass.DRIVER_MISMATCH})
+_OF_THE_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""No descriptor left for this process or for all, no memory, no process (which fork says with EAGAIN)."""
+_MAX_CAUSES = 8
 
 
 def classify(error: BaseException) -> FailureClass | None:
@@ -27,8 +31,22 @@ def classify(error: BaseException) -> FailureClass | None:
         return FailureClass.WRONG_NUMBERS
     if isinstance(error, NotEnoughMemory):
         return FailureClass.OUT_OF_MEMORY
+    if _is_shortage(error):
+        return FailureClass.SHORTAGE
     if isinstance(error, EngineError):
         return failure_of(str(error)) or FailureClass.UNKNOWN
     if isinstance(error, asyncio.TimeoutError):
         return FailureClass.TIMEOUT
     return None
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether it, or what caused it, is a want of the machine's."""
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if cause is None:
+            return False
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE):
+            return True
+        cause = cause.__cause__
+    return False

@@ -8,6 +8,8 @@ class FailureClass(StrEnum):
 
     UNKNOWN = "unknown"
     """An engine error that no rule names."""
+    SHORTAGE = "shortage"
+    """The machine had no descriptor, process or memory left for it: says nothing about the engine."""
     OUT_OF_MEMORY = "out_of_memory"
     """The engine could not get memory for this call; the next one may be smaller."""
     WRONG_NUMBERS = "wrong_numbers"
@@ -32,6 +34,7 @@ class FailureClass(StrEnum):
 
 WEIGHTS = {
     FailureClass.UNKNOWN: 1,
+    FailureClass.SHORTAGE: 1,
     FailureClass.OUT_OF_MEMORY: 1,
     FailureClass.WRONG_NUMBERS: 2,
     FailureClass.TIMEOUT: 3,

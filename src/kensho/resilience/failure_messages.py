@@ -19,6 +19,7 @@ class MessageRule(Struct):
 
 _LOST, _MISMATCH = FailureClass.DEVICE_LOST, FailureClass.DRIVER_MISMATCH
 _STICKY, _MEMORY, _NUMBERS = FailureClass.STICKY, FailureClass.OUT_OF_MEMORY, FailureClass.WRONG_NUMBERS
+_SHORTAGE = FailureClass.SHORTAGE
 
 RULES = (
     # The driver and its libraries are of different versions: nothing new starts until the module is reloaded.
@@ -63,6 +64,10 @@ RULES = (
     MessageRule(("bad allocation",), _MEMORY, "the same from Microsoft's library"),
     MessageRule(("cublas_status_alloc_failed",), _MEMORY, "cuBLAS handle without memory"),
     MessageRule(("cannot allocate memory",), _MEMORY, "errno ENOMEM"),
+    # The machine's want, and not the engine's: the same start works as soon as there is room.
+    MessageRule(("too many open files",), _SHORTAGE, "errno EMFILE, ENFILE"),
+    MessageRule(("resource temporarily unavailable",), _SHORTAGE, "errno EAGAIN: fork, pthread_create"),
+    MessageRule(("can't start new thread",), _SHORTAGE, "Python, of pthread_create"),
     # Numbers: said by whoever looked at them.
     MessageRule(("not finite",), _NUMBERS, "an engine host's own check of its logits"),
 )
