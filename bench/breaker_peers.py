@@ -14,6 +14,7 @@ from kensho.app.machine_state import suspended_s
 from kensho.base.clock import SystemClock
 from kensho.resilience import breaker
 from kensho.resilience.circuit import (
+    Began,
     BreakerSettings,
     CanaryFailed,
     CanaryPassed,
@@ -81,6 +82,7 @@ class Kensho(Peer):
                 self.gate.send(HostReady(effect.generation))
             elif isinstance(effect, RunCanary):
                 self.canaries += 1
+                self.gate.send(Began(effect.generation))
                 if self.is_canary_slow:
                     self.pending.append(effect.generation)
                     continue

@@ -13,6 +13,7 @@ from kensho.base.structs import replace
 from kensho.resilience import breaker
 from kensho.resilience.circuit import (
     Admit,
+    Began,
     CanaryCancelled,
     CanaryFailed,
     CanaryPassed,
@@ -69,6 +70,11 @@ class Compared(RuleBasedStateMachine):
     @rule(which=st.integers(-2, -1), outcome=st.sampled_from(OUTCOMES), draw=DRAWS)
     def settle_canary(self, which: int, outcome: F | str, draw: float) -> None:
         self.pair.settle_canary(which, outcome, draw)
+
+    @precondition(lambda self: self.pair.hosts or self.pair.canaries)
+    @rule(which=st.integers(-2, -1), draw=DRAWS)
+    def begin(self, which: int, draw: float) -> None:
+        self.pair.begin(which, draw)
 
     @precondition(lambda self: self.pair.hosts)
     @rule(which=st.integers(-2, -1), outcome=st.sampled_from(START_OUTCOMES), draw=DRAWS)
@@ -133,8 +139,8 @@ MUTANTS = {
         "is_current = state.mode is Mode.HALF_OPEN",
     ),
     "a stale start counts": (
-        "is_current = generation == state.generation and state.mode is Mode.RESTARTING\n            return go_half",
-        "is_current = state.mode is Mode.RESTARTING\n            return go_half",
+        "is_current = generation == state.generation and state.mode is Mode.RESTARTING",
+        "is_current = state.mode is Mode.RESTARTING",
     ),
     "a cancelled call is a success": (
         "return count(state, cancelled=counters.cancelled + 1), ()",
@@ -144,9 +150,14 @@ MUTANTS = {
         "return count(state, cancelled=counters.cancelled + 1), ()",
         "return _failed(count(state, cancelled=counters.cancelled + 1), FailureClass.UNKNOWN, at)",
     ),
-    "a cancelled canary keeps its permit": ("replace(state, until_s=None), (SetTimer", "state, (SetTimer"),
+    "a cancelled canary keeps its permit": (
+        "state = replace(state, generation=state.generation + 1, until_s=until_s, is_resting=True)",
+        "state = replace(state, until_s=until_s, is_resting=True)",
+    ),
+    "a cancelled canary failed": ("run_canary(state, at) if state.is_resting else _canary", "_canary"),
+    "a cancelled canary is followed by the next at once": ("state.tried_s + at.settings.canary_gap_s", "at.now_s"),
     "a cancelled canary passed": (
-        "        return replace(state, until_s=None), (SetTimer(at.now_s),)",
+        "        return rest(state, at)",
         "        return enter(state, at, Mode.CLOSED, 'a', 'b')",
     ),
     "a second canary beside the first": (
@@ -155,7 +166,13 @@ MUTANTS = {
         "        return run_canary(state, at)\n"
         "    if state.until_s is None or at.now_s < state.until_s:",
     ),
-    "the canary has no deadline": ("until_s = at.now_s + at.settings.canary_timeout_s", "until_s = at.now_s + 1e9"),
+    "the canary has no deadline": ("at.settings.canary_timeout_s if is_canary", "1e9 if is_canary"),
+    "the canary's time runs before it has the engine": (
+        "until_s=None, is_resting=False, tried_s=at.now_s)",
+        "until_s=at.now_s + 5.0, is_resting=False, tried_s=at.now_s)",
+    ),
+    "whoever begins twice has twice the time": (" and state.until_s is None\n", "\n"),
+    "a start of another time begins": ("if is_awaited and generation == state.generation else", "if is_awaited else"),
     "one canary is enough": (
         "state.passes < at.settings.success_threshold",
         "state.passes + 1 < at.settings.success_threshold",
@@ -174,9 +191,23 @@ MUTANTS = {
     "no doubling": ("2.0 ** min(times, MAX_DOUBLINGS)", "1.0"),
     "no cap": ("cap_s = self.settings.open_cap_s", "cap_s = 1e9"),
     "no jitter": ("2.0 * self.draw - 1.0", "0.0"),
-    "trips are never forgotten": (
-        "state = replace(state, trips=0)\n    return go_open",
-        "state = state\n    return go_open",
+    "trips are never forgotten": ("replace(state, trips=0, checks=0) if is_quiet", "replace(state) if is_quiet"),
+    "trips are forgotten by a request only": ("go_half_open(forget(state, at), at", "go_half_open(state, at"),
+    "the machine is looked at as often as before": (
+        "at.doubled(at.settings.check_s, state.checks)\n",
+        "at.jittered(at.settings.check_s)\n",
+    ),
+    "a want of descriptors is a failed start": (
+        "    if event.failure in {FailureClass.SHORTAGE, FailureClass.OUT_OF_MEMORY}:",
+        "    if event.failure is FailureClass.OUT_OF_MEMORY:",
+    ),
+    "a want of the machine is tried at full speed": (
+        "at.doubled(at.settings.restart_open_s, state.shortages)",
+        "at.jittered(at.settings.restart_open_s)",
+    ),
+    "a want of the machine kills the host": (
+        "return _no_room(state, at, why, must_restart=False)",
+        "return _no_room(state, at, why, must_restart=True)",
     ),
     "start loops go on for ever": ("len(failed_s) >= at.settings.max_failed_starts", "len(failed_s) > 10_000"),
     "old failed starts count": ("if at.now_s - t < window_s", "if True"),
@@ -188,20 +219,21 @@ MUTANTS = {
         "return (state, ()) if state.mode is Mode.FORCED_OPEN else _failed",
     ),
     "metrics only, and yet it opens": (
-        "    if state.mode is Mode.METRICS_ONLY:\n        return _would_open(state, why)\n    if at",
-        "    if at",
+        "    if state.mode is Mode.METRICS_ONLY:\n        return _would_open(state, why)\n    return go_open",
+        "    return go_open",
     ),
     "a person's word is forgotten by the start loop": (
-        "replace(state, failed_starts_s=(), restarts_s=(), trips=0, mismatches=0)",
-        "replace(state, restarts_s=(), trips=0, mismatches=0)",
+        "replace(state, failed_starts_s=(), restarts_s=(), trips=0,",
+        "replace(state, restarts_s=(), trips=0,",
     ),
     "a word for a time is for ever": (
         '{gets} {until}", lasts_s=for_s)',
         '{gets} {until}", lasts_s=None)',
     ),
     "wrong numbers for ever": ("if state.mismatches >= at.settings.max_mismatches:", "if False:"),
-    "mismatches need not be in a row": ("replace(state, ramps=True, mismatches=0)", "replace(state, ramps=True)"),
-    "all traffic at once": ("replace(state, ramps=True, mismatches=0)", "replace(state, mismatches=0)"),
+    "mismatches are not forgotten": ("ramps=True, mismatches=0", "ramps=True"),
+    "mismatches need not be in a row": ("state.mismatches + 1 if is_wrong else 0", "state.mismatches + is_wrong"),
+    "all traffic at once": ("replace(state, ramps=True,", "replace(state,"),
     "the second want of memory is as good as the first": (
         "at.now_s - before_s <= at.settings.oom_window_s",
         "at.now_s - before_s <= 0",
@@ -227,8 +259,8 @@ MUTANTS = {
         "    if True or not is_slow(",
     ),
     "sleep does not matter": (
-        "if state.mode is Mode.CLOSED else (state, ())\n        case Hurry",
-        "if state.mode is Mode.FORCED_CLOSED else (state, ())\n        case Hurry",
+        "is_trusted = state.mode is Mode.CLOSED",
+        "is_trusted = state.mode is Mode.FORCED_CLOSED",
     ),
 }
 
@@ -287,8 +319,10 @@ def test_a_cancelled_canary_is_no_verdict_and_the_next_one_is_alone() -> None:
     state, canary = half_open()
     state, effects = run(state, CanaryCancelled(canary.generation))
     assert state.mode is Mode.HALF_OPEN
-    assert effects == [SetTimer(1000.0)]
-    state, effects = run(state, Tick(), Tick(), Tick())
+    assert effects == [SetTimer(1001.0)]
+    state, effects = run(state, Tick(), Tick(), CanaryPassed(canary.generation), now=1000.9)
+    assert effects == []
+    state, effects = run(state, Tick(), Tick(), Tick(), now=1001.0)
     assert sum(isinstance(effect, RunCanary) for effect in effects) == 1
     state, _ = run(state, CanaryPassed(canary.generation))
     assert state.passes == 0
@@ -409,7 +443,7 @@ def test_a_lost_device_that_is_there_again_is_tried() -> None:
 def test_after_the_machine_slept_a_canary_comes_first() -> None:
     state, effects = run(breaker.closed(1000.0), Resumed(), Admit())
     assert state.mode is Mode.HALF_OPEN
-    assert [type(effect) for effect in effects] == [Changed, RunCanary, SetTimer, Rejected]
+    assert [type(effect) for effect in effects] == [Changed, RunCanary, Rejected]
 
 
 def test_when_nobody_else_can_answer_the_wait_shrinks_but_tries_stay_apart() -> None:
@@ -563,8 +597,10 @@ def test_what_time_does_is_told_in_words() -> None:
     assert run(state, Tick(), now=1060.0)[0].reason == "the wait is over"
     assert breaker.closed(1000.0).reason == "no failure seen"
     state, _ = run(breaker.closed(1000.0), Failed(1, F.CRASH))
+    state, _ = run(state, Began(state.generation))
     assert run(state, Tick(), now=1120.0)[0].reason == "no start within 120 s"
     state, _ = half_open()
+    state, _ = run(state, Began(state.generation))
     assert run(state, Tick(), now=1005.0)[0].reason == "the canary failed: hang"
     state, _ = run(breaker.closed(1000.0), Force(Mode.FORCED_OPEN, 3.0))
     assert run(state, Tick(), now=1003.0)[0].reason == "the time of a person's word is over"
@@ -583,7 +619,7 @@ def test_the_last_of_three_failed_starts_and_mismatches_says_how_many_there_were
         reason, now = state.reason, now + 900.0
         state, _ = breaker.step(state, Tick(), now, SETTINGS)
         state, _ = breaker.step(state, HostReady(state.generation), now, SETTINGS)
-    assert reason == "output_mismatch: the canary failed: mismatch, 3 times in a row, each in a new process"
+    assert reason == "output_mismatch: the canary failed: mismatch, in 3 processes in a row"
 
 
 def test_the_status_has_the_figures_of_a_status_page() -> None:

@@ -14,6 +14,7 @@ from kensho.resilience import breaker
 from kensho.resilience.circuit import (
     Admit,
     Admitted,
+    Began,
     BreakerSettings,
     CanaryCancelled,
     CanaryFailed,
@@ -58,6 +59,7 @@ def twins(settings: BreakerSettings, rng: random.Random) -> Iterator[tuple[Any, 
                 (lambda e=event: gate.send(e), event)
                 for event in (
                     Tick(),
+                    Began(state.generation),
                     CanaryPassed(state.generation),
                     CanaryFailed(state.generation, F.UNKNOWN),
                     CanaryCancelled(state.generation),

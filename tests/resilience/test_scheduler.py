@@ -223,7 +223,7 @@ def test_a_stream_that_a_forced_circuit_drains_is_not_disturbed_by_the_way_back(
         world.scheduler.force("primary", Mode.FORCED_OPEN)
         world.scheduler.force("primary", None)
         await asyncio.sleep(8.0)
-        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.RESTARTING
+        assert world.scheduler.snapshot().circuits["primary"].mode is Mode.HALF_OPEN
         assert await draining == expected_ids(PROMPT, sampling)
         await asyncio.sleep(1.0)
         assert world.scheduler.snapshot().circuits["primary"].mode is Mode.CLOSED

@@ -33,17 +33,20 @@ from kensho.base.errors import ConfigError
 from kensho.base.structs import replace
 from kensho.resilience.breaker_moves import (
     Moment,
-    Result,
+    begin_time,
     count,
     enter,
+    forget,
     give_back,
     go_half_open,
     go_hard_open,
     go_open,
     go_restarting,
     look_again,
+    rest,
     run_canary,
     try_again,
+    wait_for_canary,
     wait_for_restart,
 )
 from kensho.resilience.breaker_rates import Rates, counted, is_slow, tracked
@@ -52,6 +55,7 @@ from kensho.resilience.circuit import (
     FORCED,
     Admit,
     Admitted,
+    Began,
     BreakerSettings,
     CanaryCancelled,
     CanaryFailed,
@@ -68,6 +72,7 @@ from kensho.resilience.circuit import (
     Looked,
     Mode,
     Rejected,
+    Result,
     Resumed,
     SetTimer,
     State,
@@ -110,8 +115,6 @@ def step(state: State, event: Input, now_s: Seconds, settings: BreakerSettings, 
 
 
 def _pass_time(state: State, at: Moment) -> Result:
-    if state.mode is Mode.HALF_OPEN and state.until_s is None:
-        return run_canary(state, at)
     if state.until_s is None or at.now_s < state.until_s:
         return state, ()
     match state.mode:
@@ -119,7 +122,7 @@ def _pass_time(state: State, at: Moment) -> Result:
             # Only a circuit that begins with its program has nothing to wait for, and its own reason to tell.
             return try_again(state, at, state.reason if state.until_s == state.entered_s else "the wait is over")
         case Mode.HALF_OPEN:
-            return _canary_failed(state, FailureClass.HANG, at)
+            return run_canary(state, at) if state.is_resting else _canary_failed(state, FailureClass.HANG, at)
         case Mode.RESTARTING:
             return _start_failed(state, at, f"no start within {at.settings.start_timeout_s:g} s")
         case Mode.HARD_OPEN:
@@ -141,22 +144,23 @@ def _apply(state: State, event: Input, at: Moment) -> Result:
         case Succeeded(generation) | Failed(generation) | Cancelled(generation):
             is_current = generation == state.generation and state.mode in ADMITTING
             return _settle(state, event, at) if is_current else _stale(state)
+        case Began(generation):
+            is_awaited = state.mode in {Mode.HALF_OPEN, Mode.RESTARTING} and state.until_s is None
+            return begin_time(state, at) if is_awaited and generation == state.generation else (state, ())
         case CanaryPassed(generation) | CanaryFailed(generation) | CanaryCancelled(generation):
             is_current = generation == state.generation and state.mode is Mode.HALF_OPEN
             return _judge_canary(state, event, at) if is_current else _stale(state)
-        case HostReady(generation):
+        case HostReady(generation) | HostFailed(generation):
             is_current = generation == state.generation and state.mode is Mode.RESTARTING
-            return go_half_open(state, at, "the host is up") if is_current else _stale(state)
-        case HostFailed(generation, failure):
-            is_current = generation == state.generation and state.mode is Mode.RESTARTING
-            return _host_failed(state, failure, at) if is_current else _stale(state)
+            return _judge_start(state, event, at) if is_current else _stale(state)
         case HostUnkillable():
             return _unkillable(state, at)
         case Looked(generation):
             is_current = generation == state.generation and state.mode is Mode.HARD_OPEN
             return _looked(state, event, at) if is_current else _stale(state)
         case Resumed():
-            return go_half_open(state, at, "the machine slept") if state.mode is Mode.CLOSED else (state, ())
+            is_trusted = state.mode is Mode.CLOSED
+            return go_half_open(forget(state, at), at, "the machine slept") if is_trusted else (state, ())
         case Hurry():
             return _hurry(state, at) if state.mode is Mode.OPEN else (state, ())
         case Force(mode, for_s):
@@ -168,8 +172,7 @@ def _apply(state: State, event: Input, at: Moment) -> Result:
 def _admit(state: State, at: Moment) -> Result:
     if state.mode in ADMITTING:
         return state, (Admitted(state.generation),)
-    wait_s = None if state.until_s is None else state.until_s - at.now_s
-    return count(state, rejected=state.counters.rejected + 1), (Rejected(state.mode, wait_s),)
+    return count(state, rejected=state.counters.rejected + 1), (Rejected(),)
 
 
 # --- requests ---
@@ -203,6 +206,7 @@ def _succeeded(state: State, pace_s: Seconds | None, at: Moment) -> Result:
 
 
 def _failed(state: State, failure: FailureClass, at: Moment) -> Result:
+    state = forget(state, at)
     why = f"a request failed: {failure}"
     hard = _HARD.get(failure)
     is_grave = hard is not None or failure in RESTARTS_AT_ONCE
@@ -238,9 +242,7 @@ def _judge_rates(state: State, at: Moment) -> Result:
 def _trip(state: State, at: Moment, why: str) -> Result:
     if state.mode is Mode.METRICS_ONLY:
         return _would_open(state, why)
-    if at.now_s - state.entered_s >= at.settings.forget_trips_s:
-        state = replace(state, trips=0)
-    return go_open(state, at, why)
+    return go_open(forget(state, at), at, why)
 
 
 def _would_open(state: State, why: str) -> Result:
@@ -264,7 +266,7 @@ def _crashed(state: State, at: Moment, why: str) -> Result:
 
 def _judge_canary(state: State, event: CanaryPassed | CanaryFailed | CanaryCancelled, at: Moment) -> Result:
     if isinstance(event, CanaryCancelled):
-        return replace(state, until_s=None), (SetTimer(at.now_s),)
+        return rest(state, at)
     if isinstance(event, CanaryFailed):
         return _canary_failed(state, event.failure, at)
     state = replace(state, passes=state.passes + 1)
@@ -272,7 +274,7 @@ def _judge_canary(state: State, event: CanaryPassed | CanaryFailed | CanaryCance
         return run_canary(state, at)
     why = f"canaries passed: {state.passes}"
     state, effects = enter(state, at, Mode.CLOSED, why, "requests go to it again, by and by")
-    return replace(state, ramps=True, mismatches=0), effects
+    return replace(state, ramps=True, mismatches=0, shortages=0), effects
 
 
 def _canary_failed(state: State, failure: FailureClass, at: Moment) -> Result:
@@ -280,20 +282,35 @@ def _canary_failed(state: State, failure: FailureClass, at: Moment) -> Result:
     why = f"the canary failed: {failure}"
     if failure in _HARD:
         return go_hard_open(state, _HARD[failure], at, why)
+    if failure is FailureClass.SHORTAGE:
+        return _no_room(state, at, why, must_restart=False)
+    is_wrong = failure in {FailureClass.MISMATCH, FailureClass.WRONG_NUMBERS}
+    state = replace(state, mismatches=state.mismatches + 1 if is_wrong else 0)
+    if state.mismatches >= at.settings.max_mismatches:
+        why = f"{why}, in {state.mismatches} processes in a row"
+        return go_hard_open(state, HardReason.OUTPUT_MISMATCH, at, why)
     if failure in {FailureClass.CRASH, FailureClass.STICKY}:
         return _start_failed(state, at, why)
-    if failure in {FailureClass.MISMATCH, FailureClass.WRONG_NUMBERS}:
-        state = replace(state, mismatches=state.mismatches + 1)
-        if state.mismatches >= at.settings.max_mismatches:
-            why = f"{why}, {state.mismatches} times in a row, each in a new process"
-            return go_hard_open(state, HardReason.OUTPUT_MISMATCH, at, why)
     return go_open(state, at, why, must_restart=failure is not FailureClass.UNKNOWN)
 
 
-def _host_failed(state: State, failure: FailureClass, at: Moment) -> Result:
-    if failure in _HARD:
-        return go_hard_open(state, _HARD[failure], at, f"the start failed: {failure}")
-    return _start_failed(state, at, f"the start failed: {failure}")
+def _judge_start(state: State, event: HostReady | HostFailed, at: Moment) -> Result:
+    if isinstance(event, HostReady):
+        return go_half_open(state, at, "the host is up")
+    why = f"the start failed: {event.failure}"
+    if event.failure in _HARD:
+        return go_hard_open(state, _HARD[event.failure], at, why)
+    if event.failure in {FailureClass.SHORTAGE, FailureClass.OUT_OF_MEMORY}:
+        return _no_room(state, at, why, must_restart=True)
+    return _start_failed(state, at, why)
+
+
+def _no_room(state: State, at: Moment, why: str, *, must_restart: bool) -> Result:
+    """The machine's want, and not this engine's illness: it is tried again for as long as it takes."""
+    wait_s = at.doubled(at.settings.restart_open_s, state.shortages)
+    state = replace(state, shortages=state.shortages + 1)
+    why = f"{why}; the machine has no room for it"
+    return wait_for_restart(state, at, why, wait_s) if must_restart else wait_for_canary(state, at, why, wait_s)
 
 
 def _start_failed(state: State, at: Moment, why: str) -> Result:
@@ -309,7 +326,7 @@ def _start_failed(state: State, at: Moment, why: str) -> Result:
 def _unkillable(state: State, at: Moment) -> Result:
     if state.mode in FORCED or state.hard is HardReason.UNKILLABLE:
         return state, ()
-    return go_hard_open(state, HardReason.UNKILLABLE, at, "its process does not react to SIGKILL")
+    return go_hard_open(forget(state, at), HardReason.UNKILLABLE, at, "its process does not react to SIGKILL")
 
 
 # --- what else may happen ---

@@ -11,11 +11,11 @@ from kensho.resilience.circuit import (
     ADVICE,
     BreakerSettings,
     Changed,
-    Effect,
     HardReason,
     KillHost,
     LookAtMachine,
     Mode,
+    Result,
     RunCanary,
     SetTimer,
     StartHost,
@@ -24,8 +24,6 @@ from kensho.resilience.circuit import (
 
 MAX_DOUBLINGS = 30
 """Any cap is reached long before."""
-
-Result = tuple[State, tuple[Effect, ...]]
 
 
 class Moment(Struct):
@@ -52,6 +50,10 @@ def go_open(state: State, at: Moment, why: str, must_restart: bool = False) -> R
     state = replace(state, trips=state.trips + 1)
     if must_restart:
         return wait_for_restart(state, at, why, wait_s)
+    return wait_for_canary(state, at, why, wait_s)
+
+
+def wait_for_canary(state: State, at: Moment, why: str, wait_s: Seconds) -> Result:
     return enter(state, at, Mode.OPEN, why, f"a canary in {wait_s:.1f} s", lasts_s=wait_s)
 
 
@@ -65,8 +67,7 @@ def try_again(state: State, at: Moment, why: str) -> Result:
 
 
 def go_restarting(state: State, at: Moment, why: str, must_kill: bool = False) -> Result:
-    next_step = "starting it, then a canary"
-    state, effects = enter(state, at, Mode.RESTARTING, why, next_step, lasts_s=at.settings.start_timeout_s)
+    state, effects = enter(state, at, Mode.RESTARTING, why, "starting it, then a canary")
     state = count(replace(state, tried_s=at.now_s), restarts=state.counters.restarts + 1)
     kill = (KillHost(),) if must_kill else ()
     return state, (*effects, *kill, StartHost(state.generation))
@@ -80,14 +81,28 @@ def go_half_open(state: State, at: Moment, why: str) -> Result:
 
 
 def run_canary(state: State, at: Moment) -> Result:
-    until_s = at.now_s + at.settings.canary_timeout_s
-    state = replace(state, generation=state.generation + 1, until_s=until_s, tried_s=at.now_s)
+    state = replace(state, generation=state.generation + 1, until_s=None, is_resting=False, tried_s=at.now_s)
     state = count(state, canaries=state.counters.canaries + 1)
-    return state, (RunCanary(state.generation), SetTimer(until_s))
+    return state, (RunCanary(state.generation),)
+
+
+def begin_time(state: State, at: Moment) -> Result:
+    """The canary or the start has the engine for itself."""
+    is_canary = state.mode is Mode.HALF_OPEN
+    until_s = at.now_s + (at.settings.canary_timeout_s if is_canary else at.settings.start_timeout_s)
+    return replace(state, until_s=until_s, tried_s=at.now_s), (SetTimer(until_s),)
+
+
+def rest(state: State, at: Moment) -> Result:
+    """No verdict came of the canary. The next one begins soon, and not at once: whatever cancelled it may go on."""
+    assert state.tried_s is not None  # noqa: S101  # a canary began
+    until_s = max(at.now_s, state.tried_s + at.settings.canary_gap_s)
+    state = replace(state, generation=state.generation + 1, until_s=until_s, is_resting=True)
+    return state, (SetTimer(until_s),)
 
 
 def go_hard_open(state: State, hard: HardReason, at: Moment, why: str) -> Result:
-    wait_s = at.jittered(at.settings.check_s)
+    wait_s = at.doubled(at.settings.check_s, state.checks)
     next_step = f"a look at the machine in {wait_s:.0f} s; {ADVICE[hard]}"
     state, effects = enter(state, at, Mode.HARD_OPEN, f"{hard}: {why}", next_step, lasts_s=wait_s)
     kill = () if hard is HardReason.UNKILLABLE else (KillHost(),)
@@ -101,7 +116,14 @@ def look_again(state: State, at: Moment) -> Result:
 
 
 def give_back(state: State, at: Moment, why: str) -> Result:
-    return go_restarting(replace(state, failed_starts_s=(), restarts_s=(), trips=0, mismatches=0), at, why)
+    state = replace(state, failed_starts_s=(), restarts_s=(), trips=0, checks=0, mismatches=0, shortages=0)
+    return go_restarting(state, at, why)
+
+
+def forget(state: State, at: Moment) -> State:
+    """Ten quiet minutes CLOSED: what was doubled before begins anew."""
+    is_quiet = state.mode is Mode.CLOSED and at.now_s - state.entered_s >= at.settings.forget_trips_s
+    return replace(state, trips=0, checks=0) if is_quiet else state
 
 
 def enter(
@@ -122,7 +144,7 @@ def enter(
         last_oom_s=None,
         ramps=False,
         passes=0,
-        checks=0,
+        is_resting=False,
         must_restart=False,
     )
     changed = Changed(state.mode, mode, reason, next_step)

@@ -60,6 +60,9 @@ class BreakerSettings(Struct):
     """OPEN after a start that failed; and the shortest time between two tries of an engine that nobody can stand in
     for."""
     canary_timeout_s: Seconds = 5.0
+    """Of a canary, from the moment that it has the engine for itself."""
+    canary_gap_s: Seconds = 1.0
+    """After a canary that was cancelled the next one begins so long after it began, or later. Guess."""
     start_timeout_s: Seconds = 120.0
     """A start that takes longer has failed. Guess: a large model from a slow disk."""
     max_failed_starts: int = 3
@@ -69,7 +72,7 @@ class BreakerSettings(Struct):
     one the circuit waits `restart_open_s`, doubling."""
     forget_trips_s: Seconds = 600.0
     max_mismatches: int = 3
-    """Canaries in a row, each in a new process, that computed something else: HARD_OPEN."""
+    """Processes in a row whose canary computed something else: HARD_OPEN."""
     window_s: Seconds = 30.0
     """Over which the two rates are taken."""
     min_calls: int = 10
@@ -83,12 +86,12 @@ class BreakerSettings(Struct):
     ramp_s: Seconds = 10.0
     """After the circuit closed: a tenth of the requests prefers this engine at first, half of them from the middle."""
     check_s: Seconds = 60.0
-    """First look at the machine in HARD_OPEN; doubles up to `open_cap_s`."""
+    """First look at the machine in HARD_OPEN; doubles up to `open_cap_s`, and starts anew as `open_s` does."""
 
     def __post_init__(self) -> None:
         counts = (self.failure_threshold, self.success_threshold, self.max_failed_starts, self.max_mismatches)
         times = (self.open_s, self.open_cap_s, self.restart_open_s, self.canary_timeout_s, self.start_timeout_s)
-        more_times = (self.window_s, self.check_s)
+        more_times = (self.window_s, self.check_s, self.canary_gap_s)
         windows = (self.failed_starts_window_s, self.forget_trips_s, self.oom_window_s, self.ramp_s)
         are_times = all(t > 0 for t in (*times, *more_times)) and all(w >= 0 for w in windows)
         are_counts = all(n >= 1 for n in (*counts, self.min_calls)) and self.free_restarts >= 0
@@ -141,7 +144,7 @@ class State(Struct):
     """Boot id and versions of engine and driver when this began: what must change to end a HARD_OPEN."""
     until_s: Seconds | None = None
     """When time alone changes something: end of OPEN or of a person's word, deadline of the canary or of the start,
-    next look in HARD_OPEN. None: never; in HALF_OPEN: no canary is in flight."""
+    next look in HARD_OPEN. None: never; of a canary or a start: it waits until whoever uses the engine is done."""
     hard: HardReason | None = None
     """HARD_OPEN: which."""
     weight: int = 0
@@ -153,12 +156,16 @@ class State(Struct):
     """CLOSED: it has just come back, and requests come to it by and by."""
     passes: int = 0
     """HALF_OPEN: canaries passed."""
+    is_resting: bool = False
+    """HALF_OPEN: a canary was cancelled, and the next one begins at `until_s`."""
     mismatches: int = 0
-    """Canaries in a row that computed something else."""
+    """Processes in a row whose canary computed something else."""
     trips: int = 0
-    """OPENs in a row, for the doubling."""
+    """OPENs since it was CLOSED for long, for the doubling."""
     checks: int = 0
-    """HARD_OPEN: looks at the machine, for the doubling."""
+    """Looks at the machine in HARD_OPEN since it was CLOSED for long, for the doubling."""
+    shortages: int = 0
+    """Starts and canaries that the machine had no room for, since it was CLOSED, for the doubling."""
     tried_s: Seconds | None = None
     """When the last canary or start began."""
     failed_starts_s: tuple[Seconds, ...] = ()
@@ -192,6 +199,12 @@ class Failed(Struct):
 
 class Cancelled(Struct):
     """An admitted call ended without saying anything about the engine: the client left, the request was bad."""
+
+    generation: int
+
+
+class Began(Struct):
+    """The canary or the start that was asked for has the engine for itself: its time runs from now on."""
 
     generation: int
 
@@ -256,6 +269,7 @@ Input = (
     | Succeeded
     | Failed
     | Cancelled
+    | Began
     | CanaryPassed
     | CanaryFailed
     | CanaryCancelled
@@ -279,9 +293,7 @@ class Admitted(Struct):
 
 
 class Rejected(Struct):
-    mode: Mode
-    retry_after_s: Seconds | None
-    """Earliest moment at which the mode could change by itself; None if only a person can change it."""
+    """Not now. When to come back is in the circuit's status."""
 
 
 class KillHost(Struct):
@@ -289,13 +301,13 @@ class KillHost(Struct):
 
 
 class StartHost(Struct):
-    """Start the host, then report HostReady or HostFailed with this generation."""
+    """Start the host unless it is up: report Began, then HostReady or HostFailed, with this generation."""
 
     generation: int
 
 
 class RunCanary(Struct):
-    """Run the canary, then report CanaryPassed, CanaryFailed or CanaryCancelled with this generation."""
+    """Run the canary: report Began, then CanaryPassed, CanaryFailed or CanaryCancelled, with this generation."""
 
     generation: int
 

@@ -177,8 +177,7 @@ class Gate:
         self._state = state
         self._admits_all = state.mode in ADMITTING
         self._permit = state.generation if self._admits_all and state.until_s is None else None
-        is_due = state.mode is Mode.HALF_OPEN and state.until_s is None
-        self._due_s = -_NEVER if is_due else _NEVER if state.until_s is None else state.until_s
+        self._due_s = _NEVER if state.until_s is None else state.until_s
         self._baseline_s, self._baseline_calls = state.baseline_s, state.baseline_calls
         self._usual_s = state.baseline_s * self._settings.slow_factor
         is_quick = state.mode is Mode.CLOSED and state.weight == 0

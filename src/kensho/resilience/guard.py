@@ -5,17 +5,18 @@ it for a permit and report each permit's outcome exactly once. Everything happen
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import EngineCrashed, EngineUnkillable, KenshoError
+from kensho.base.errors import EngineCrashed, KenshoError
 from kensho.base.events import CanaryFinished, CircuitWouldOpen, Emit, circuit_changed
 from kensho.base.inference import Engine
 from kensho.resilience import breaker
 from kensho.resilience.canary import Canary
 from kensho.resilience.circuit import (
     Admitted,
+    Began,
     BreakerSettings,
     CanaryCancelled,
     CanaryFailed,
@@ -89,9 +90,9 @@ class Guard:
         self._was_started = False
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
-        self._killing: asyncio.Task[None] | None = None
-        self._starting: asyncio.Task[None] | None = None
-        self._probing: asyncio.Task[None] | None = None
+        self._kills: set[asyncio.Task[None]] = set()
+        self._tries: set[asyncio.Task[None]] = set()
+        """Starts and canaries."""
 
     @property
     def name(self) -> str:
@@ -182,10 +183,11 @@ class Guard:
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
                 await self.engine.start()
-        except KenshoError as error:
-            raise EngineCrashed(f"engine {self.name} did not start: {error.message}", advice=error.advice) from error
         except TimeoutError as error:
             raise EngineCrashed(f"engine {self.name} did not start in time", advice="it is tried again") from error
+        except Exception as error:  # whatever an engine raises, its circuit is what mends it
+            advice = error.advice if isinstance(error, KenshoError) else "it is tried again"
+            raise EngineCrashed(f"engine {self.name} did not start: {_words(error)}", advice=advice) from error
         self._was_started = True
 
     async def close(self) -> None:
@@ -193,7 +195,7 @@ class Guard:
         self._is_closed = True
         if self._timer:
             self._timer.cancel()
-        tasks = [task for task in (self._probing, self._starting, self._killing) if task and not task.done()]
+        tasks = [*self._tries, *self._kills]
         for task in tasks:
             task.cancel()
         await self.engine.close()  # first, so that no task waits for the engine's answer
@@ -217,14 +219,13 @@ class Guard:
             case Admitted() | Rejected():
                 pass  # answered by `admit`
             case KillHost():
-                for task in (self._starting, self._probing):
-                    if task and task is not asyncio.current_task():
-                        task.cancel()
-                self._killing = asyncio.create_task(self._kill())
+                for task in self._tries - {asyncio.current_task()}:
+                    task.cancel()
+                _spawn(self._kill(), self._kills)
             case StartHost(generation):
-                self._starting = asyncio.create_task(self._restart(generation))
+                _spawn(self._restart(generation), self._tries)
             case RunCanary(generation):
-                self._probing = asyncio.create_task(self._probe(generation))
+                _spawn(self._probe(generation), self._tries)
             case LookAtMachine(generation):
                 seen = self._surroundings.look()
                 self._gate.send(Looked(generation, seen.fingerprint, seen.is_device_there))
@@ -266,24 +267,25 @@ class Guard:
         try:
             async with asyncio.timeout(KILL_S):
                 await self.engine.kill()
-        except (EngineUnkillable, TimeoutError):
+        except Exception:  # EngineUnkillable, TimeoutError, or nobody knows: it may still be there
             self._gate.send(HostUnkillable())
 
     async def _restart(self, generation: int) -> None:
-        result: Input = HostReady(generation)
+        """Start the host, unless it is up: then whoever uses it is not waited for."""
+        if self._kills:
+            await asyncio.wait(self._kills)
         try:
-            if self._killing:
-                await self._killing
-            async with self.lane:
-                if self._gate.state.generation != generation:
-                    return  # the old one could not be killed
-                await self.engine.start()
-        except KenshoError as error:
-            failure = classify(error)
-            result = HostFailed(generation, failure or FailureClass.CRASH)
+            if not self.engine.is_alive:
+                async with self.lane:
+                    if self._gate.state.generation != generation:
+                        return  # the old one could not be killed
+                    self._gate.send(Began(generation))
+                    await self.engine.start()
+        except Exception as error:  # a task's exception would be nobody's, and the circuit would wait for ever
+            self._gate.send(HostFailed(generation, classify(error) or FailureClass.CRASH))
         else:
             self._was_started = True
-        self._gate.send(result)
+            self._gate.send(HostReady(generation))
 
     async def _probe(self, generation: int) -> None:
         began_s = self._clock.monotonic_s()
@@ -291,17 +293,31 @@ class Guard:
         outcome = "cancelled"
         try:
             async with self.lane:
+                if self._gate.state.generation != generation:
+                    return  # its circuit is elsewhere by now
+                self._gate.send(Began(generation))
+                began_s = self._clock.monotonic_s()
                 wrong = await self._canary.judge(self.engine, self._clock.monotonic_s)
             result = CanaryFailed(generation, wrong.failure) if wrong else CanaryPassed(generation)
             outcome = f"failed: {wrong.words}" if wrong else "passed"
-        except KenshoError as error:
-            failure = classify(error) or FailureClass.UNKNOWN
-            result, outcome = CanaryFailed(generation, failure), f"failed: {error.message}"
+        except Exception as error:  # whatever it is: no verdict would mean the same canary once more
+            result = CanaryFailed(generation, classify(error) or FailureClass.UNKNOWN)
+            outcome = f"failed: {_words(error)}"
         finally:
             seconds = self._clock.monotonic_s() - began_s
             self._emit(CanaryFinished(engine=self.name, model=self._model, outcome=outcome, seconds=seconds))
             if not self._is_closed:
                 self._gate.send(result)
+
+
+def _spawn(work: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+def _words(error: Exception) -> str:
+    return error.message if isinstance(error, KenshoError) else f"{type(error).__name__}: {error}"
 
 
 def hurry(guards: Sequence[Guard]) -> None:
