@@ -1,4 +1,4 @@
-"""Makes `one_host` importable for the tests of this folder; what its host must answer."""
+"""Makes the modules of this folder importable for its tests; what a host must answer."""
 
 import sys
 from pathlib import Path
