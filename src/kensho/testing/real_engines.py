@@ -79,13 +79,14 @@ async def two_engines(
         for name in ("primary", "standby")
     )
     vector = read_header(graph.graph_folder).self_test
+    logit, tolerance = vector.expected_micro[0] / 1e6, vector.tolerance_micro / 1e6
     scheduler = Scheduler(
         primary,
         standby,
         model=graph.model,
         version=graph.version,
         tier_of=lambda _: graph.tier,
-        canary=Canary(vector.prompt_ids, vector.expected_ids),
+        canary=Canary(vector.prompt_ids, vector.expected_ids, expected_logit=logit, tolerance=tolerance),
         settings=settings,
         clock=clock,
         rng=rng,
