@@ -23,14 +23,15 @@ class Waiting:
 
 
 def needed_s(one: Waiting, estimate: Estimate, engine: str | None = None) -> float:
-    """p95 of its work on `engine`, or on the quickest one that it may use; 0 where nothing is known."""
+    """p95 (CRITICAL: median) of its work on `engine`, or on the quickest that it may use; 0 where nothing is known."""
     size = 1
     while size < one.work.prompt_ids and size < 32768:
         size *= 2
     times = {}
     for candidate in estimate.candidates:
-        known = [seconds for ids, seconds in candidate.times.prefill if ids <= size]
-        times[candidate.engine] = (known[-1] if known else 0.0) + one.work.steps * candidate.times.step_s
+        learnt = candidate.medians if one.priority is Priority.CRITICAL else candidate.times
+        known = [seconds for ids, seconds in learnt.prefill if ids <= size]
+        times[candidate.engine] = (known[-1] if known else 0.0) + one.work.steps * learnt.step_s
     if engine is not None:
         return times.get(engine, 0.0)
     if one.engine is not None:

@@ -29,6 +29,12 @@ from kensho.resilience.admission import (
 from kensho.resilience.estimate import Times, Work
 
 ENGINES = ("primary", "standby")
+
+
+def candidate(engine: str, times: tuple[Times, Times]) -> Candidate:
+    return Candidate(engine, *times)
+
+
 TIMES = st.builds(
     Times,
     st.sampled_from([(), ((8, 0.05),), ((8, 0.05), (64, 0.3)), ((1, 0.2),)]),
@@ -36,7 +42,7 @@ TIMES = st.builds(
 )
 ESTIMATES = st.builds(
     Estimate,
-    st.lists(TIMES, max_size=2).map(lambda times: tuple(map(Candidate, ENGINES, times))),
+    st.lists(st.tuples(TIMES, TIMES), max_size=2).map(lambda times: tuple(map(candidate, ENGINES, times))),
     st.sampled_from([0.0, 0.1, 2.0]),
     st.sampled_from([0.0, 0.5, 1.0, 3.0]),
     st.integers(1, 2),
@@ -204,7 +210,7 @@ def random_settings(rng: random.Random) -> AdmissionSettings:
 
 def random_estimate(rng: random.Random) -> Estimate:
     engines = ENGINES[: rng.choice([0, 1, 2, 2])]
-    candidates = tuple(Candidate(engine, rng.choice(ALL_TIMES)) for engine in engines)
+    candidates = tuple(Candidate(engine, rng.choice(ALL_TIMES), rng.choice(ALL_TIMES)) for engine in engines)
     return Estimate(candidates, rng.choice([0.0, 0.1, 2.0]), rng.choice([0.0, 0.5, 1.0, 3.0]), rng.randint(1, 2))
 
 

@@ -22,7 +22,7 @@ class Desk:
         self.intake = Intake(
             settings,
             model="m",
-            candidates=lambda: tuple(Candidate(f"engine-{i}", Times()) for i in range(self.slots)),
+            candidates=lambda: tuple(Candidate(f"engine-{i}", Times(), Times()) for i in range(self.slots)),
             is_free=lambda _: True,
             is_hopeless=lambda: self.is_hopeless,
             clock=clock,

@@ -3,13 +3,13 @@
 Rules: (1) At most `bound` requests wait, and `critical_reserve` CRITICAL ones beyond that; the bound follows the
 measured service time (see `bound_of`). (2) When it is full, a newcomer takes the place of the oldest request of the
 lowest class below its own. (3) A request is started only if it can be in time: now + needed <= deadline, where what it
-needs is a p95, not a mean; if not, it is refused at once. (4) The highest class goes first; every tenth start goes to
-the lowest waiting class, unless a CRITICAL request waits: LOW starts after at most `low_turn` others for each LOW
-request before it. (5) Inside a class the oldest goes first, until it has waited too long and has a crowd behind it:
-then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten seconds are called
-SATURATED: NORMAL and LOW newcomers are refused if the queue will not have drained within half of the time that they may
-wait. That is announced, and no circuit is opened. (7) A request that was begun and had to stop (`resume`) goes before
-the others of its class, and is never evicted.
+needs is a p95, not a mean, and for CRITICAL the median; if not, it is refused at once. (4) The highest class goes
+first; every tenth start goes to the lowest waiting class, unless a CRITICAL request waits: LOW starts after at most
+`low_turn` others for each LOW request before it. (5) Inside a class the oldest goes first, until it has waited too long
+and has a crowd behind it: then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten
+seconds are called SATURATED: NORMAL and LOW newcomers are refused if the queue will not have drained within half of the
+time that they may wait. That is announced, and no circuit is opened. (7) A request that was begun and had to stop
+(`resume`) goes before the others of its class, and is never evicted.
 
 Every method is O(1), except where a rule looks at the whole queue (at most `bound_most` + reserve requests): when it is
 full, and for the level, ten times a second.
@@ -94,6 +94,13 @@ class Candidate(Struct):
 
     engine: str
     times: Times
+    """95th percentiles."""
+    medians: Times
+
+    def needed_s(self, ticket: "Ticket") -> Seconds:
+        """By the median for a CRITICAL request: with an even chance it is worth trying. By the p95 for the others."""
+        times = self.medians if ticket.priority is Priority.CRITICAL else self.times
+        return times.needed_s(ticket.work)
 
 
 class Estimate(Struct):
@@ -108,7 +115,7 @@ class Estimate(Struct):
     def needed_s(self, ticket: "Ticket", engine: str | None = None) -> Seconds:
         """From its start, on `engine`, or (None) on the quickest that it may use."""
         only = engine or ticket.engine
-        needed = [one.times.needed_s(ticket.work) for one in self.candidates if only in {None, one.engine}]
+        needed = [one.needed_s(ticket) for one in self.candidates if only in {None, one.engine}]
         return min(needed, default=0.0)
 
 

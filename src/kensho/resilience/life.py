@@ -280,8 +280,9 @@ class Life:
         known = len(self._request.prompt_ids) + len(self._accepted)
         if not self._request.is_whole:
             return Work(known)
-        most = self._request.sampling.max_tokens
-        usual = int(self._floor.lengths.p95(self._floor.clock.monotonic_s())) or most
+        most, lengths, now_s = self._request.sampling.max_tokens, self._floor.lengths, self._floor.clock.monotonic_s()
+        is_critical = self._request.priority is Priority.CRITICAL  # begun by the median (`admission.Candidate`)
+        usual = int(lengths.median(now_s) if is_critical else lengths.p95(now_s)) or most
         return Work(known, max(0, min(usual, most) - len(self._accepted) - 1))
 
     def _late(self) -> DeadlineMissed:

@@ -315,7 +315,8 @@ class Scheduler:
         loaded = [(name, guard) for name, guard in admitting if guard.engine.is_alive]
         if len(loaded) > 1:  # one that has just come back gets a growing share
             loaded.sort(key=lambda one: one[1].prefers_others())
-        return tuple(Candidate(name, self._times[name].times(now_s)) for name, _ in loaded or admitting)
+        times = [(name, self._times[name]) for name, _ in loaded or admitting]
+        return tuple(Candidate(name, seen.times(now_s), seen.medians(now_s)) for name, seen in times)
 
     def _is_hopeless(self) -> bool:
         """No engine takes requests, and none will within seconds."""

@@ -75,9 +75,10 @@ class KenshoPolicy:
         if now_s < job.deadline_s:  # one that was cut has not shown its pace
             self._steps.add(service_s / job.steps, now_s)
             self._lengths.add(job.steps, now_s)
-        p95_s, mean_s = self._services.p95(now_s), self._services.mean(now_s)
-        times = Times(((1, p95_s),)) if self._told == "nothing" else Times(step_s=self._steps.p95(now_s))
-        self._estimate = Estimate((Candidate("", times),), mean_s, p95_s, self._slots)
+        learnt = self._services if self._told == "nothing" else self._steps
+        times, medians = (Times(((1, seconds),), seconds) for seconds in (learnt.p95(now_s), learnt.median(now_s)))
+        mean_s, p95_s = self._services.mean(now_s), self._services.p95(now_s)
+        self._estimate = Estimate((Candidate("", times, medians),), mean_s, p95_s, self._slots)
 
     def set_slots(self, slots: int) -> None:
         self._slots = slots
@@ -85,7 +86,8 @@ class KenshoPolicy:
     def _work(self, job: Job, now_s: Seconds) -> Work:
         if self._told == "nothing":
             return ONE
-        usual = self._lengths.p95(now_s) if self._told == "most" else 0.0
+        quantile = self._lengths.median if job.priority is Priority.CRITICAL else self._lengths.p95
+        usual = quantile(now_s) if self._told == "most" else 0.0
         return Work(steps=(min(int(usual), job.steps) if usual else job.steps) - 1)
 
 
