@@ -198,7 +198,7 @@ MUTANTS = {
         "at.jittered(at.settings.check_s)\n",
     ),
     "a want of descriptors is a failed start": (
-        "    if event.failure in {FailureClass.SHORTAGE, FailureClass.OUT_OF_MEMORY}:",
+        "    if event.failure in NO_ROOM:",
         "    if event.failure is FailureClass.OUT_OF_MEMORY:",
     ),
     "a want of the machine is tried at full speed": (

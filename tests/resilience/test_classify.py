@@ -16,7 +16,7 @@ from kensho.base.errors import (
     PoisonRequest,
     WrongNumbers,
 )
-from kensho.resilience.classify import FailureClass, classify
+from kensho.resilience.classify import FailureClass, classify, classify_start
 from kensho.resilience.failure_messages import RULES, failure_of
 
 F = FailureClass
@@ -73,6 +73,27 @@ def test_what_caused_an_error_tells_a_want_of_the_machine_from_a_failure_of_the_
     crashed = EngineCrashed("gone")
     crashed.__cause__ = OSError(errno.EMFILE, "Too many open files")
     assert classify(crashed) is F.CRASH
+
+
+NO_THREAD = "File early_death.py, line 38, in stand_watch\nRuntimeError: can't start new thread\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (EngineCrashed("gone: exit code 1", stderr=NO_THREAD), F.SHORTAGE),
+        (EngineCrashed("gone: SIGABRT", stderr="terminate called after throwing 'std::bad_alloc'"), F.OUT_OF_MEMORY),
+        (EngineCrashed("gone: SIGSEGV", stderr="Segmentation fault"), F.CRASH),
+        (EngineCrashed("gone", stderr="the GPU has fallen off the bus"), F.DEVICE_LOST),
+        (EngineError("CUDA error: unspecified launch failure"), F.STICKY),
+        (NotEnoughMemory("does not fit"), F.OUT_OF_MEMORY),
+        (ValueError("what"), F.CRASH),
+    ],
+)
+def test_a_host_that_dies_of_the_machines_want_before_it_is_up_is_not_blamed(error: Exception, kind: F) -> None:
+    assert classify_start(error) is kind
+    if isinstance(error, EngineCrashed) and kind is not F.DEVICE_LOST:
+        assert classify(error) is F.CRASH
 
 
 ORT = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running"

@@ -80,7 +80,7 @@ from kensho.resilience.circuit import (
     Tick,
     WouldOpen,
 )
-from kensho.resilience.failure_class import RESTARTS_AT_ONCE, WEIGHTS, FailureClass
+from kensho.resilience.failure_class import NO_ROOM, RESTARTS_AT_ONCE, WEIGHTS, FailureClass
 
 _HARD = {
     FailureClass.DEVICE_LOST: HardReason.DEVICE_LOST,
@@ -300,7 +300,7 @@ def _judge_start(state: State, event: HostReady | HostFailed, at: Moment) -> Res
     why = f"the start failed: {event.failure}"
     if event.failure in _HARD:
         return go_hard_open(state, _HARD[event.failure], at, why)
-    if event.failure in {FailureClass.SHORTAGE, FailureClass.OUT_OF_MEMORY}:
+    if event.failure in NO_ROOM:
         return _no_room(state, at, why, must_restart=True)
     return _start_failed(state, at, why)
 

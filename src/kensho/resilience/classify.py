@@ -8,10 +8,10 @@ import asyncio
 import errno
 
 from kensho.base.errors import EngineCrashed, EngineError, EngineHung, NotEnoughMemory, WrongNumbers
-from kensho.resilience.failure_class import FailureClass
+from kensho.resilience.failure_class import NO_ROOM, FailureClass
 from kensho.resilience.failure_messages import failure_of
 
-__all__ = ["FailureClass", "classify"]
+__all__ = ["FailureClass", "classify", "classify_start"]
 
 _NEEDS_MORE_THAN_A_PROCESS = frozenset({FailureClass.DEVICE_LOST, FailureClass.DRIVER_MISMATCH})
 _OF_THE_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
@@ -23,7 +23,7 @@ def classify(error: BaseException) -> FailureClass | None:
     """The kind of `error`, or None if it says nothing about the engine's health."""
     if isinstance(error, EngineCrashed):
         # A host that died of a lost device says so in its last words; of all other deaths a new process is the cure.
-        said = failure_of(f"{error} {error.facts.get('stderr', '')}")
+        said = failure_of(_last_words(error))
         return said if said in _NEEDS_MORE_THAN_A_PROCESS else FailureClass.CRASH
     if isinstance(error, EngineHung):
         return FailureClass.HANG
@@ -38,6 +38,18 @@ def classify(error: BaseException) -> FailureClass | None:
     if isinstance(error, asyncio.TimeoutError):
         return FailureClass.TIMEOUT
     return None
+
+
+def classify_start(error: BaseException) -> FailureClass:
+    """The kind of a start that failed with `error`. A host that died of the machine's want before it was up has
+    nothing to do with the model in it: its last words count, which those of a host at work do not."""
+    kind = classify(error) or FailureClass.CRASH
+    said = failure_of(_last_words(error)) if isinstance(error, EngineCrashed) else None
+    return said if said in NO_ROOM else kind
+
+
+def _last_words(error: EngineCrashed) -> str:
+    return f"{error} {error.facts.get('stderr', '')}"
 
 
 def _is_shortage(error: BaseException) -> bool:

@@ -44,3 +44,5 @@ once, whatever the threshold is; a mismatch and a slow device are verdicts of a 
 
 RESTARTS_AT_ONCE = frozenset({FailureClass.CRASH, FailureClass.HANG, FailureClass.STICKY})
 """A new process is the cure."""
+NO_ROOM = frozenset({FailureClass.SHORTAGE, FailureClass.OUT_OF_MEMORY})
+"""Of a start: the machine's want, and no illness of the engine."""

@@ -42,7 +42,7 @@ from kensho.resilience.circuit import (
     WouldOpen,
 )
 from kensho.resilience.circuit_status import CircuitStatus, circuit_status
-from kensho.resilience.classify import FailureClass, classify
+from kensho.resilience.classify import FailureClass, classify, classify_start
 from kensho.resilience.gate import Gate
 from kensho.resilience.saved_circuit import resumed, saved
 from kensho.resilience.silence import SilenceBudget
@@ -282,7 +282,7 @@ class Guard:
                     self._gate.send(Began(generation))
                     await self.engine.start()
         except Exception as error:  # a task's exception would be nobody's, and the circuit would wait for ever
-            self._gate.send(HostFailed(generation, classify(error) or FailureClass.CRASH))
+            self._gate.send(HostFailed(generation, classify_start(error)))
         else:
             self._was_started = True
             self._gate.send(HostReady(generation))
