@@ -16,12 +16,11 @@ from collections.abc import Callable
 from typing import Literal, assert_never, get_args
 
 from kensho.base.errors import ConfigError, EngineError
-from kensho.base.inference import Sampling
+from kensho.base.inference import MAX_STOP_IDS, Sampling
 from kensho.base.structs import Struct
 
 MAX_PAYLOAD_BYTES = 1 << 20
 """Room for 260 000 token ids."""
-MAX_STOP_IDS = 64
 MAX_TENSORS = 16
 MAX_DIMENSIONS = 8
 _HEAD = struct.Struct("<IB")
@@ -241,7 +240,7 @@ def _payload(message: Message) -> bytes:
 def _parse(kind: type[Message], payload: bytes) -> Message:
     try:
         return _PARSERS[kind](payload)
-    except (ValueError, TypeError, struct.error, RecursionError) as error:
+    except (ValueError, TypeError, struct.error, RecursionError, ConfigError) as error:
         raise _malformed(f"{kind.__name__}: {str(error)[:100]}") from error
 
 
@@ -266,8 +265,8 @@ def _pack_generate(message: Generate) -> bytes:
 
 def _parse_generate(payload: bytes) -> Generate:
     request, prompts, accepteds, max_tokens, temperature, seed, stops = _GENERATE.unpack_from(payload)
-    if stops > MAX_STOP_IDS or not 0 <= temperature <= 5:
-        raise ValueError("sampling out of range")
+    if stops > MAX_STOP_IDS:
+        raise ValueError("too many stop ids")
     if len(payload) != _GENERATE.size + 4 * (prompts + accepteds + stops):
         raise ValueError("length of the ids")
     ids = struct.unpack_from(f"<{prompts + accepteds + stops}I", payload, _GENERATE.size)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kensho.base.errors import ModelError
+from kensho.base.inference import MAX_STOP_IDS
 from kensho.base.structs import Struct
-from kensho.runtime.hosts.frames import MAX_STOP_IDS
 from kensho.runtime.text.chat_template import MAX_TEMPLATE_CHARS, ChatPieces
 
 MAX_CONFIG_BYTES = 16 << 20
