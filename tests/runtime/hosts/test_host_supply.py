@@ -123,10 +123,10 @@ def test_a_fork_server_that_hangs_is_left_alone_with_its_hosts_and_a_host_is_spa
         assert supply.fork_server_pid is None
         for host in hosts:
             await ping(host)
+            host.child.kill()  # before its socket closes, at which it would end by itself
             host.sock.close()
             for descriptor in (host.segment, *host.life):
                 os.close(descriptor)
-            host.child.kill()
         for host in (hosts[0], hosts[2]):
             host.child.reap(5)
         supply.close()
