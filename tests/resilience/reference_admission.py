@@ -19,7 +19,8 @@ class Waiting:
     work: Work
     engine: str | None
     avoids: str
-    is_resumed: bool
+    line: int
+    """0: it lost its engine or gave it up for another; 1: it stopped for its own reasons; 2: it was not begun."""
 
 
 def needed_s(one: Waiting, estimate: Estimate, engine: str | None = None) -> float:
@@ -84,7 +85,7 @@ class ReferenceQueue:
     ) -> list[tuple[int, str, float]]:
         if deadline_s is None:
             deadline_s = now_s + self.settings.deadlines_s[priority]
-        one = Waiting(self.number(), priority, now_s, deadline_s, work, engine, "", is_resumed=False)
+        one = Waiting(self.number(), priority, now_s, deadline_s, work, engine, "", 2)
         if now_s + needed_s(one, estimate) > deadline_s:
             return [self.refusal(one, "deadline", estimate)]
         self.look(now_s, estimate)
@@ -113,9 +114,17 @@ class ReferenceQueue:
         return refusals
 
     def resume(
-        self, priority: Priority, deadline_s: float, now_s: float, work: Work, engine: str | None, avoids: str
+        self,
+        priority: Priority,
+        deadline_s: float,
+        now_s: float,
+        work: Work,
+        engine: str | None,
+        avoids: str,
+        is_urgent: bool,
     ) -> int:
-        self.waiting.append(Waiting(self.number(), priority, now_s, deadline_s, work, engine, avoids, is_resumed=True))
+        line = 0 if is_urgent else 1
+        self.waiting.append(Waiting(self.number(), priority, now_s, deadline_s, work, engine, avoids, line))
         return self.next_number - 1
 
     def take(
@@ -137,7 +146,7 @@ class ReferenceQueue:
     def stranded(self, estimate: Estimate) -> int | None:
         there = [candidate.engine for candidate in estimate.candidates]
         lost = [w for w in self.waiting if w.engine is not None and w.engine not in there]
-        lost.sort(key=lambda w: (not w.is_resumed, w.priority, w.number))
+        lost.sort(key=lambda w: (w.priority, w.line, w.number))
         if not lost:
             return None
         self.waiting.remove(lost[0])
@@ -155,11 +164,12 @@ class ReferenceQueue:
         return self.rejection(found[0], "deadline", now_s, estimate)
 
     def urgent(self) -> list[int]:
-        critical = [w for w in self.waiting if w.priority is Priority.CRITICAL]
-        begun = [w for w in self.waiting if w.is_resumed and w.priority in {Priority.HIGH, Priority.NORMAL}]
-        critical.sort(key=lambda w: (not w.is_resumed, w.number))
-        begun.sort(key=lambda w: (w.priority, w.number))
-        return [w.number for w in critical + begun]
+        numbers = []
+        for w in sorted(self.waiting, key=lambda w: (w.priority, w.line, w.number)):
+            if w.priority is Priority.LOW or (w.priority is not Priority.CRITICAL and w.line != 0):
+                break  # whoever comes now would wait behind this one, for whom nobody is interrupted
+            numbers.append(w.number)
+        return numbers
 
     # --- how ---
 
@@ -168,7 +178,7 @@ class ReferenceQueue:
         return self.next_number - 1
 
     def fresh(self) -> list[Waiting]:
-        return [w for w in self.waiting if not w.is_resumed]
+        return [w for w in self.waiting if w.line == 2]
 
     def bound(self, estimate: Estimate) -> int:
         if not estimate.service_p95_s > 0:
@@ -189,11 +199,11 @@ class ReferenceQueue:
             classes = classes[-1:] + classes
         for priority in classes:
             line = [w for w in self.waiting if w.priority == priority]
-            fresh = [w for w in line if not w.is_resumed]
+            fresh = [w for w in line if w.line == 2]
             is_crowd = len(fresh) > self.settings.lifo_per_slot * max(1, estimate.slots)
             if is_crowd and now_s - fresh[0].arrived_s > self.settings.lifo_after_s:
                 fresh.reverse()
-            order = [w for w in line if w.is_resumed] + fresh
+            order = [w for w in line if w.line == 0] + [w for w in line if w.line == 1] + fresh
             if engine is not None:
                 has_others = len(estimate.candidates) > 1
                 order = [

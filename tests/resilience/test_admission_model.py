@@ -120,14 +120,16 @@ class SideBySide(RuleBasedStateMachine):
         within_s=st.sampled_from([0.5, float("inf")]),
         work=WORK,
         avoids=st.sampled_from(["", *ENGINES]),
+        is_urgent=st.booleans(),
     )
-    def resume(self, index: int, within_s: float, work: Work, avoids: str) -> None:
+    def resume(self, index: int, within_s: float, work: Work, avoids: str, is_urgent: bool) -> None:
         done = sorted(set(self.seen) - self.live)
         if done:
             before = self.seen[done[index % len(done)]]
-            again = self.queue.resume(before, self.now_s + within_s, work, self.now_s, avoids=avoids)
+            deadline_s = self.now_s + within_s
+            again = self.queue.resume(before, deadline_s, work, self.now_s, avoids=avoids, is_urgent=is_urgent)
             number = self.reference.resume(
-                before.priority, self.now_s + within_s, self.now_s, work, before.engine, avoids
+                before.priority, deadline_s, self.now_s, work, before.engine, avoids, is_urgent
             )
             assert again.number == number
             self.seen[number] = again
@@ -252,9 +254,9 @@ def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
                 assert (taken and taken.number, told(refused)) == reference.take(now_s, estimate, engine)
             case "resume" if seen:
                 before, work, avoids = rng.choice(seen), Work(rng.choice([1, 9])), rng.choice(["", *ENGINES])
-                deadline_s = now_s + rng.choice([0.5, float("inf")])
-                again = queue.resume(before, deadline_s, work, now_s, avoids=avoids)
-                number = reference.resume(before.priority, deadline_s, now_s, work, before.engine, avoids)
+                deadline_s, is_urgent = now_s + rng.choice([0.5, float("inf")]), rng.random() < 0.5
+                again = queue.resume(before, deadline_s, work, now_s, avoids=avoids, is_urgent=is_urgent)
+                number = reference.resume(before.priority, deadline_s, now_s, work, before.engine, avoids, is_urgent)
                 assert again.number == number
                 seen.append(again)
             case "cancel" if seen:
@@ -327,14 +329,25 @@ MUTANTS = {
     "PRESSURED without end": ("self._is_slow = bool(shares) and", "self._is_slow = self._is_slow or bool(shares) and"),
     "an empty queue sheds": ("        if not len(self):\n            return False\n", ""),
     "a begun request can be evicted": (
-        "self._resumed[ticket.priority][again.number] = again",
-        "self._fresh[ticket.priority][again.number] = again",
+        "line = self._urgent if is_urgent else self._resumed",
+        "line = self._urgent if is_urgent else self._fresh",
     ),
     "a begun request goes last": (
-        "for line in (resumed, reversed(fresh) if is_lifo else fresh):",
-        "for line in (reversed(fresh) if is_lifo else fresh, resumed):",
+        "for line in (urgent, resumed, reversed(fresh) if is_lifo else fresh):",
+        "for line in (urgent, reversed(fresh) if is_lifo else fresh, resumed):",
     ),
-    "a cancelled ghost stays counted": ("        self._fresh_count -= is_fresh\n", ""),
+    "a slow reader is as urgent as one who lost its engine": (
+        "line = self._urgent if is_urgent else self._resumed",
+        "line = self._urgent",
+    ),
+    "interrupts for one who would not go next": (
+        "if not self._resumed[Priority.HIGH] and not self._fresh[Priority.HIGH]:",
+        "if True:",
+    ),
+    "a cancelled ghost stays counted": (
+        "        self._fresh_count -= line is self._fresh[ticket.priority]\n",
+        "",
+    ),
     "a request goes back to the engine that lost it": ("not (has_others and self.avoids == engine)", "True"),
     "a slow engine gets what it cannot do": (
         "if is_late_anywhere or now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s:",

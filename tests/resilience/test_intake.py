@@ -17,12 +17,13 @@ class Desk:
     def __init__(self, clock: VirtualClock, settings: AdmissionSettings) -> None:
         self.clock = clock
         self.slots = 1
+        self.times = Times()
         self.is_hopeless = True
         self.events: list[Event] = []
         self.intake = Intake(
             settings,
             model="m",
-            candidates=lambda: tuple(Candidate(f"engine-{i}", Times(), Times()) for i in range(self.slots)),
+            candidates=lambda: tuple(Candidate(f"engine-{i}", self.times, self.times) for i in range(self.slots)),
             is_free=lambda _: True,
             is_hopeless=lambda: self.is_hopeless,
             clock=clock,
@@ -217,5 +218,72 @@ def test_a_low_turn_is_not_cut_for_one_who_cannot_use_its_engine() -> None:
         desk.intake.give_back(high)
         assert (await named).engine == "engine-1"
         await anyone
+
+    at_desk(use)
+
+
+@pytest.mark.parametrize(("is_urgent", "cuts"), [(True, ["low"]), (False, [])])
+def test_a_low_turn_is_cut_for_one_who_lost_an_engine_and_not_for_one_who_stopped_by_itself(
+    is_urgent: bool, cuts: list[str]
+) -> None:
+    async def use(desk: Desk) -> None:
+        seen: list[str] = []
+        slow = await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0)
+        desk.intake.give_back(slow)
+        low = await desk.intake.wait_for_turn(Priority.LOW, 1000.0)
+        low.cut = lambda: seen.append("low")
+        again = asyncio.create_task(desk.intake.wait_again(slow, float("inf"), Work(), is_urgent=is_urgent))
+        await asyncio.sleep(1.0)
+        assert seen == cuts
+        desk.intake.give_back(low)
+        await again
+
+    at_desk(use)
+
+
+def test_what_a_request_held_in_all_is_one_service_time_however_often_it_stopped() -> None:
+    async def use(desk: Desk) -> None:
+        turn = await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0)
+        for pause in range(3):
+            await asyncio.sleep(2.0)
+            desk.intake.give_back(turn)
+            assert desk.intake.estimate().service_s == 0.0
+            await asyncio.sleep(5.0)
+            turn = await desk.intake.wait_again(turn, float("inf"), Work(), is_urgent=pause == 1)
+        await asyncio.sleep(1.0)
+        desk.intake.done(turn)
+        desk.intake.done(await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0))  # it held nothing
+        assert (desk.intake.estimate().service_s, desk.intake.estimate().service_p95_s) == (7.0, 7.0)
+        assert desk.intake.running == 0
+
+    at_desk(use)
+
+
+NOBODY_KNOWS, QUICK = 0, 1  # steps of a CRITICAL request: a stream has none that it answers for
+
+
+@pytest.mark.parametrize(
+    ("steps", "due_in_s", "is_cut"),
+    [(NOBODY_KNOWS, 14.9, False), (NOBODY_KNOWS, 15.1, True), (QUICK, 6.9, False), (QUICK, 7.1, True)],
+)
+def test_a_high_turn_gives_way_if_it_is_in_time_all_the_same_once_the_critical_one_has_ended(
+    steps: int, due_in_s: float, is_cut: bool
+) -> None:
+    """A stream is over when streams usually are, and not with its first token."""
+
+    async def use(desk: Desk) -> None:
+        cuts: list[str] = []
+        first = await desk.intake.wait_for_turn(Priority.NORMAL, 1000.0)
+        await asyncio.sleep(10.0)
+        desk.intake.done(first)  # so long requests hold an engine
+        desk.times = Times(((1, 1.0), (4, 5.0)), step_s=1.0)
+        high = await desk.intake.wait_for_turn(Priority.HIGH, desk.clock.monotonic_s() + due_in_s, Work(4))
+        high.cut = lambda: cuts.append("high")
+        deadline_s = desk.clock.monotonic_s() + 100.0
+        critical = asyncio.create_task(desk.intake.wait_for_turn(Priority.CRITICAL, deadline_s, Work(1, steps)))
+        await asyncio.sleep(0.0)
+        assert bool(cuts) is is_cut
+        desk.intake.give_back(high)
+        desk.intake.give_back(await critical)
 
     at_desk(use)

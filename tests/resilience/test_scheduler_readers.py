@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
-from scheduling import LONG, PROMPT, TEN, WHOLE, World, in_world
+from scheduling import LONG, PROMPT, TEN, WHOLE, World, collect, in_world
 
 from kensho.base.events import RequestFinished
+from kensho.base.inference import Sampling
+from kensho.resilience.admission import Priority
 from kensho.resilience.life import Answer
 from kensho.testing.engine import expected_ids
 
@@ -80,3 +82,24 @@ def test_a_request_cancelled_before_its_task_began_has_one_outcome_too() -> None
 
     world = in_world(use)
     assert [event.outcome for event in world.of(RequestFinished)] == ["cancelled"]
+
+
+def test_a_slow_reader_takes_nobody_elses_engine() -> None:
+    """It stops for its own reasons: a LOW stream beside it is interrupted for those who lost an engine."""
+
+    async def use(world: World) -> None:
+        slow = world.scheduler.submit(PROMPT, Sampling(max_tokens=500))
+        low = world.scheduler.submit(PROMPT, LONG, priority=Priority.LOW)
+
+        async def read_slowly() -> None:
+            async for _ in slow:
+                await asyncio.sleep(0.03)
+
+        reader = asyncio.create_task(read_slowly())
+        await asyncio.sleep(1.0)
+        assert await collect(low) == expected_ids(PROMPT, LONG)
+        await reader
+        assert slow.record.pauses >= 5
+        assert low.record.pauses == 0
+
+    in_world(use, engines=1, unread_tokens=16)

@@ -118,6 +118,12 @@ class Estimate(Struct):
         needed = [one.needed_s(ticket) for one in self.candidates if only in {None, one.engine}]
         return min(needed, default=0.0)
 
+    def holds_s(self, ticket: "Ticket", engine: str) -> Seconds:
+        """How long it will keep `engine`, by the p95 whoever it is: a stream as long as others do, since its deadline
+        is that of its first token, and nobody knows its last one."""
+        known = [one.times.needed_s(ticket.work) for one in self.candidates if one.engine == engine]
+        return max(known, default=0.0) if ticket.work.steps else max(self.service_p95_s, *known, 0.0)
+
 
 class Ticket(Struct):
     """One waiting request. `number` is unique in its queue."""
@@ -183,8 +189,10 @@ class AdmissionQueue:
 
     def __init__(self, settings: AdmissionSettings) -> None:
         self._settings = settings
-        self._fresh: dict[Priority, _Line] = {p: OrderedDict() for p in Priority}
+        # By class three lines, which go in this order: who lost its engine, who gave it back by itself, who is new.
+        self._urgent: dict[Priority, _Line] = {p: OrderedDict() for p in Priority}
         self._resumed: dict[Priority, _Line] = {p: OrderedDict() for p in Priority}
+        self._fresh: dict[Priority, _Line] = {p: OrderedDict() for p in Priority}
         self._fresh_count = 0
         self._named_count = 0
         self._next_number = 0
@@ -200,7 +208,7 @@ class AdmissionQueue:
         return sum(self.depths().values())
 
     def depths(self) -> dict[Priority, int]:
-        return {p: len(self._fresh[p]) + len(self._resumed[p]) for p in Priority}
+        return {p: sum(len(line) for line in self._lines(p)) for p in Priority}
 
     def offer(
         self,
@@ -234,13 +242,26 @@ class AdmissionQueue:
             self._named_count += engine is not None
         return ticket, refused
 
-    def resume(self, ticket: Ticket, deadline_s: Seconds, work: Work, now_s: Seconds, *, avoids: str = "") -> Ticket:
-        """A request that was taken, and had to stop before it was done, waits again; returns its new ticket."""
+    def resume(
+        self,
+        ticket: Ticket,
+        deadline_s: Seconds,
+        work: Work,
+        now_s: Seconds,
+        *,
+        avoids: str = "",
+        is_urgent: bool = False,
+    ) -> Ticket:
+        """A request that was taken, and had to stop before it was done, waits again; returns its new ticket.
+
+        `is_urgent`: it lost its engine, or gave it up for a more important one. Else it stopped for its own reasons.
+        """
         again = replace(
             ticket, number=self._next_number, arrived_s=now_s, deadline_s=deadline_s, work=work, avoids=avoids
         )
         self._next_number += 1
-        self._resumed[ticket.priority][again.number] = again
+        line = self._urgent if is_urgent else self._resumed
+        line[ticket.priority][again.number] = again
         self._named_count += again.engine is not None
         return again
 
@@ -264,18 +285,21 @@ class AdmissionQueue:
         if not self._named_count:
             return None
         engines = {one.engine for one in estimate.candidates}
-        lines = (line for kind in (self._resumed, self._fresh) for line in kind.values())
+        lines = (line for priority in Priority for line in self._lines(priority))
         stranded = (t for line in lines for t in line.values() if t.engine is not None and t.engine not in engines)
         ticket = next(stranded, None)
         if ticket is not None:
             self._remove(ticket)
         return ticket
 
-    def urgent(self) -> list[Ticket]:
-        """Those who wait for whom others are interrupted: CRITICAL ones, and all but LOW that were begun."""
-        begun = [ticket for p in (Priority.HIGH, Priority.NORMAL) for ticket in self._resumed[p].values()]
-        critical = (self._resumed[Priority.CRITICAL], self._fresh[Priority.CRITICAL])
-        return [ticket for line in critical for ticket in line.values()] + begun
+    def urgent(self) -> Iterator[Ticket]:
+        """Those for whom others are interrupted, in the order in which they go: CRITICAL ones, and all but LOW that
+        lost their engine or gave it up, unless somebody would go before them for whom nobody is interrupted."""
+        for line in self._lines(Priority.CRITICAL):
+            yield from line.values()
+        yield from self._urgent[Priority.HIGH].values()
+        if not self._resumed[Priority.HIGH] and not self._fresh[Priority.HIGH]:
+            yield from self._urgent[Priority.NORMAL].values()
 
     def cancel(self, ticket: Ticket) -> bool:
         """Forget a waiting request in O(1). False if it does not wait (any more)."""
@@ -331,10 +355,10 @@ class AdmissionQueue:
         return classes
 
     def _first_of(self, priority: Priority, now_s: Seconds, estimate: Estimate, engine: str | None) -> Ticket | None:
-        resumed, fresh = self._resumed[priority].values(), self._fresh[priority].values()
+        urgent, resumed, fresh = (line.values() for line in self._lines(priority))
         is_crowd = len(fresh) > self._settings.lifo_per_slot * max(1, estimate.slots)
         is_lifo = is_crowd and now_s - next(iter(fresh)).arrived_s > self._settings.lifo_after_s
-        for line in (resumed, reversed(fresh) if is_lifo else fresh):
+        for line in (urgent, resumed, reversed(fresh) if is_lifo else fresh):
             for ticket in line:
                 if engine is None or ticket.may_use(engine, has_others=len(estimate.candidates) > 1):
                     return ticket
@@ -344,16 +368,20 @@ class AdmissionQueue:
         return next((p for p in reversed(Priority) if self._waits(p)), default)
 
     def _waits(self, priority: Priority) -> bool:
-        return bool(self._fresh[priority] or self._resumed[priority])
+        return any(self._lines(priority))
+
+    def _lines(self, priority: Priority) -> tuple[_Line, _Line, _Line]:
+        return self._urgent[priority], self._resumed[priority], self._fresh[priority]
 
     def _waiting_fresh(self) -> Iterator[Ticket]:
         return (ticket for line in self._fresh.values() for ticket in line.values())
 
     def _remove(self, ticket: Ticket) -> bool:
-        is_fresh = self._fresh[ticket.priority].pop(ticket.number, None) is not None
-        if not is_fresh and self._resumed[ticket.priority].pop(ticket.number, None) is None:
+        line = next((line for line in self._lines(ticket.priority) if ticket.number in line), None)
+        if line is None:
             return False
-        self._fresh_count -= is_fresh
+        del line[ticket.number]
+        self._fresh_count -= line is self._fresh[ticket.priority]
         self._named_count -= ticket.engine is not None
         return True
 

@@ -43,15 +43,16 @@ class Turn(Struct, frozen=False, eq=False):
     """None: no engine takes requests now; whoever gets this says so to its client."""
     began_s: Seconds
     held_s: Seconds = 0.0
-    """How long the same request has had an engine before, in turns that were cut."""
+    """How long the same request had an engine before, in other turns; and with this one, once it was given back."""
     due_s: Seconds = 0.0
     """Its work must be done by then; infinite once a reader has seen tokens of it."""
     cut: Callable[[], None] | None = None
     """Set by the holder if it can be interrupted; called at most once."""
     is_cut: bool = False
 
-    def bears(self, urgent: Ticket, ends_s: Seconds, needed_s: Seconds) -> bool:
-        """Whether it may be cut for `urgent`, who will be done at `ends_s`, when it needs `needed_s` in all itself.
+    def bears(self, urgent: Ticket, free_s: Seconds, needed_s: Seconds) -> bool:
+        """Whether it may be cut for `urgent`, who will leave its engine free at `free_s`, when it needs `needed_s` in
+        all itself.
 
         LOW work gives way to all who are urgent. HIGH and NORMAL work gives way to CRITICAL requests, and only if it
         can still be in time after them: to break one promise for another would be no gain.
@@ -59,7 +60,7 @@ class Turn(Struct, frozen=False, eq=False):
         if self.ticket.priority is Priority.LOW:
             return True
         is_above = urgent.priority is Priority.CRITICAL and self.ticket.priority is not Priority.CRITICAL
-        return is_above and ends_s + needed_s <= self.due_s
+        return is_above and free_s + needed_s <= self.due_s
 
 
 class Intake:
@@ -123,11 +124,17 @@ class Intake:
         ticket, refused = self._queue.offer(priority, deadline_s, now_s, self.estimate(), work=work, engine=engine)
         return await self._wait(ticket, refused)
 
-    async def wait_again(self, turn: Turn, deadline_s: Seconds, work: Work, *, avoids: str = "") -> Turn:
-        """After `give_back`, for a request that is not done. Never refused, unless `deadline_s` is finite."""
+    async def wait_again(
+        self, turn: Turn, deadline_s: Seconds, work: Work, *, avoids: str = "", is_urgent: bool = False
+    ) -> Turn:
+        """After `give_back`, for a request that is not done. Never refused, unless `deadline_s` is finite.
+
+        `is_urgent`: it lost its engine, or was asked to stop; others may be asked to make room for it.
+        """
         if self._closed:
             raise self._closed
-        ticket = self._queue.resume(turn.ticket, deadline_s, work, self._clock.monotonic_s(), avoids=avoids)
+        now_s = self._clock.monotonic_s()
+        ticket = self._queue.resume(turn.ticket, deadline_s, work, now_s, avoids=avoids, is_urgent=is_urgent)
         self._held_s[ticket.number] = turn.held_s
         try:
             return await self._wait(ticket, [])
@@ -152,11 +159,16 @@ class Intake:
         if turn not in self._turns:
             return
         del self._turns[turn]
-        now_s = self._clock.monotonic_s()
-        turn.held_s += now_s - turn.began_s
-        if turn.engine is not None and not turn.is_cut:
-            self._service_times.add(turn.held_s, now_s)
+        if turn.engine is not None:
+            turn.held_s += self._clock.monotonic_s() - turn.began_s
         self.pump()
+
+    def done(self, turn: Turn) -> None:
+        """The request of `turn`, its last one, is over: the engine is free, and what it held in all is one service
+        time, however often it was interrupted or moved."""
+        self.give_back(turn)
+        if turn.held_s > 0:
+            self._service_times.add(turn.held_s, self._clock.monotonic_s())
 
     def pump(self) -> None:
         """Give free engines to those who wait."""
@@ -231,19 +243,20 @@ class Intake:
     def _interrupt(self, estimate: Estimate) -> None:
         """Turns make room for the urgent who wait, one each: for one who can use its engine, and in time, or its
         holder would have it back at once. The least important first, and of those the youngest."""
-        turns = [turn for turn in self._turns if turn.cut]
-        urgent = self._queue.urgent() if turns else []
-        if not urgent:
-            return
+        turns = [turn for turn in self._turns if turn.cut and turn.ticket.priority is not Priority.CRITICAL]
         now_s, has_others = self._clock.monotonic_s(), len(estimate.candidates) > 1
         # Room that is being made counts first.
         turns.sort(key=lambda turn: (not turn.is_cut, -turn.ticket.priority, -turn.began_s))
-        for ticket in urgent:
+        for ticket in self._queue.urgent():
+            if not turns:
+                return
             for turn in turns:
                 engine = turn.engine or ""
-                ends_s = now_s + estimate.needed_s(ticket, engine)
-                is_of_use = ends_s <= ticket.deadline_s and ticket.may_use(engine, has_others=has_others)
-                if is_of_use and (turn.is_cut or turn.bears(ticket, ends_s, estimate.needed_s(turn.ticket, engine))):
+                is_in_time = now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s
+                if not is_in_time or not ticket.may_use(engine, has_others=has_others):
+                    continue
+                free_s = now_s + estimate.holds_s(ticket, engine)
+                if turn.is_cut or turn.bears(ticket, free_s, estimate.needed_s(turn.ticket, engine)):
                     turns.remove(turn)
                     if turn.cut and not turn.is_cut:
                         turn.is_cut = True

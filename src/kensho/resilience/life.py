@@ -140,16 +140,22 @@ class Life:
     async def _answer(self) -> None:
         request, intake = self._request, self._floor.intake
         turn = await intake.wait_for_turn(request.priority, request.deadline_s, self._work(), request.engine)
-        while not await self._hold(turn):
-            if self.outlet.is_full:
-                self._floor.unread += 1
-                try:
-                    await self.outlet.drained()
-                finally:
-                    self._floor.unread -= 1
-            has_begun = bool(self._accepted) and not request.is_whole
-            deadline_s = float("inf") if has_begun else request.deadline_s
-            turn = await intake.wait_again(turn, deadline_s, self._work(), avoids=self._avoids)
+        try:
+            while not await self._hold(turn):
+                is_slow = self.outlet.is_full
+                if is_slow:
+                    self._floor.unread += 1
+                    try:
+                        await self.outlet.drained()
+                    finally:
+                        self._floor.unread -= 1
+                has_begun = bool(self._accepted) and not request.is_whole
+                deadline_s = float("inf") if has_begun else request.deadline_s
+                turn = await intake.wait_again(
+                    turn, deadline_s, self._work(), avoids=self._avoids, is_urgent=not is_slow
+                )
+        finally:
+            intake.done(turn)
 
     async def _hold(self, turn: Turn) -> bool:
         """Use the turn's engine until the answer is complete. False: it was lost, or taken away, on the way."""

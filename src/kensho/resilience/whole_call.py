@@ -54,31 +54,34 @@ async def _until_answered(
     work = Work(len(request.prompt_ids))
     turn = await floor.intake.wait_for_turn(request.priority, request.deadline_s, work, request.engine)
     why: EngineError | None = None
-    while True:
-        try:
-            if turn.engine is None:
-                asked = [guard for guard in floor.guards.values() if request.engine in {None, guard.name}]
-                raise nobody_left(asked, "no engine can take it now") from why
-            async with asyncio.timeout_at(request.deadline_s) as limit:
-                return await _once(floor.guards[turn.engine], floor, call)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise _Late(request, floor) from None
-        except EngineLost as lost:
-            now_s = floor.clock.monotonic_s()
-            progress.lost(lost.engine, lost.why, lost.silent_since_s)
-            if lost.was_working:
-                floor.poison.blame(request.prompt_ids, lost.why, now_s)
-                floor.poison.check(request.prompt_ids, now_s)
-            may_repeat = not floor.guards[lost.engine].admits or floor.retries.spend()
-            if why is not None or not may_repeat:
-                said = "it failed twice" if why else "too many calls had to be repeated lately"
-                raise nobody_left(tuple(floor.guards.values()), said) from lost.why
-            why, lost_engine = lost.why, lost.engine
-        finally:
-            floor.intake.give_back(turn)
-        turn = await floor.intake.wait_again(turn, request.deadline_s, work, avoids=lost_engine)
+    try:
+        while True:
+            try:
+                if turn.engine is None:
+                    asked = [guard for guard in floor.guards.values() if request.engine in {None, guard.name}]
+                    raise nobody_left(asked, "no engine can take it now") from why
+                async with asyncio.timeout_at(request.deadline_s) as limit:
+                    return await _once(floor.guards[turn.engine], floor, call)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise _Late(request, floor) from None
+            except EngineLost as lost:
+                now_s = floor.clock.monotonic_s()
+                progress.lost(lost.engine, lost.why, lost.silent_since_s)
+                if lost.was_working:
+                    floor.poison.blame(request.prompt_ids, lost.why, now_s)
+                    floor.poison.check(request.prompt_ids, now_s)
+                may_repeat = not floor.guards[lost.engine].admits or floor.retries.spend()
+                if why is not None or not may_repeat:
+                    said = "it failed twice" if why else "too many calls had to be repeated lately"
+                    raise nobody_left(tuple(floor.guards.values()), said) from lost.why
+                why, lost_engine = lost.why, lost.engine
+            finally:
+                floor.intake.give_back(turn)
+            turn = await floor.intake.wait_again(turn, request.deadline_s, work, avoids=lost_engine, is_urgent=True)
+    finally:
+        floor.intake.done(turn)
 
 
 async def _once(guard: Guard, floor: Floor, call: Callable[[Engine], Awaitable[T]]) -> T:
