@@ -72,7 +72,7 @@ mutate: setup-dev  ## change every line that decides, and see that a test fails 
 	@$(BIN)/python bench/mutate.py
 
 soak: setup-dev  ## the long forms: virtual days of faults, a thousand kills, models beside their references (15 minutes)
-	@$(BIN)/python tests/resilience/reference_breaker.py 1000000
+	@$(BIN)/python tests/resilience/breaker_walk.py 1000000
 	@KENSHO_LONG=1 $(BIN)/python -m pytest tests/resilience/test_admission_model.py
 	@$(BIN)/python bench/soak.py
 	@$(BIN)/python bench/failover.py --kills 1000
