@@ -9,7 +9,7 @@ from typing import cast
 from kensho.app.opening import ServedModel
 from kensho.app.serving import Serving
 from kensho.app.tiers import ModelSizes
-from kensho.base.errors import Damaged, EngineError, WrongNumbers
+from kensho.base.errors import Damaged, EngineError, StorageError, WrongNumbers
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.structs import replace
@@ -48,11 +48,13 @@ class Opener:
     damaged: set[str] = field(default_factory=set)
     unfit: set[str] = field(default_factory=set)
     """Models whose graph from the disk no engine can start with, or answers wrongly with."""
+    broken: set[str] = field(default_factory=set)
+    """Models that no engine can start with, whatever graph is made for them."""
     invalidated: list[str] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
 
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
-        return self._graph(installed, tier, "disk") if installed.model in self.compiled else None
+        return self._graph(installed, tier, "disk") if named(installed) in self.compiled else None
 
     async def make(
         self, installed: InstalledModel, tier: Tier, *, is_background: bool = False, is_idle: bool = False
@@ -60,13 +62,13 @@ class Opener:
         if tier == "raw":
             await asyncio.sleep(0.1)
             return self._graph(installed, tier, "raw")
-        async with self.lanes.setdefault(installed.model, asyncio.Lock()):
+        async with self.lanes.setdefault(named(installed), asyncio.Lock()):
             return await self._compile(installed, tier, is_background=is_background, is_idle=is_idle)
 
     async def _compile(
         self, installed: InstalledModel, tier: Tier, *, is_background: bool, is_idle: bool
     ) -> LoadedGraph:
-        if installed.model not in self.compiled:
+        if named(installed) not in self.compiled:
             if is_idle:
                 for _ in range(round(COMPILE_S / STEP_S)):
                     while self.is_held:
@@ -78,7 +80,7 @@ class Opener:
             self.compiles += 1
             if self.errors:
                 raise self.errors.pop(0)
-            self.compiled.add(installed.model)
+            self.compiled.add(named(installed))
         return self._graph(installed, tier, "compile")
 
     def hold_idle(self, is_held: bool) -> None:
@@ -98,8 +100,10 @@ class Opener:
             sizes,
         )
         await asyncio.sleep(START_S)
-        if graph.source == "disk" and installed.model in self.unfit:
+        if graph.source == "disk" and named(installed) in self.unfit:
             raise WrongNumbers("it answers otherwise than when it was made")
+        if named(installed) in self.broken:
+            raise EngineError(f"{named(installed)} does not start")
         self.running.append(served)
         return served
 
@@ -130,16 +134,34 @@ class Opener:
 
     def _graph(self, installed: InstalledModel, tier: Tier, source: Origin) -> LoadedGraph:
         key = GraphKey("0" * 64)
-        return LoadedGraph(installed.model, "1", key, installed.folder, installed.folder, tier, 64, source, 0.0)
+        return LoadedGraph(
+            installed.model, installed.version, key, installed.folder, installed.folder, tier, 64, source, 0.0
+        )
+
+    @property
+    def versions(self) -> list[str]:
+        return [served.graph.version for served in self.running]
 
     @property
     def tiers(self) -> list[str]:
         return [served.graph.tier for served in self.running]
 
 
+def named(installed: InstalledModel) -> str:
+    """How the sets above call it: by its model, unless it is another version than the first."""
+    return installed.model if installed.version == "1" else f"{installed.model} {installed.version}"
+
+
 class World:
+    """Also what the program's store has (satisfies `successors.Shelf`): `now_has` changes it."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.versions: dict[str, str] = {}
+        self.reads = 0
+        self.damaged: set[str] = set()
+        """Versions of which bytes are wrong."""
+        self.is_away = False
         self.clock = VirtualClock()
         self.events: list[Event] = []
         self.machine_bytes = 8 << 30
@@ -157,6 +179,7 @@ class World:
             serving = Serving(
                 replace(self.settings, **settings),  # type: ignore[arg-type]
                 make_opener=make_opener,
+                shelf=lambda: self,
                 read_memory=self.free_bytes,
                 clock=self.clock,
                 emit=self.events.append,
@@ -176,10 +199,30 @@ class World:
         used = sum(served.sizes.needed_bytes(served.graph.tier) for served in self.opener.running)
         return self.machine_bytes - used
 
+    def now_has(self, version: str, name: str = "m") -> None:
+        """An update, a rollback or a pin, by whichever process."""
+        self.versions = {**self.versions, name: version}
+
+    def stamp(self) -> object:
+        return self.versions
+
+    def current(self) -> dict[str, str]:
+        self.reads += 1
+        if self.is_away:
+            raise StorageError("the disk is away")
+        return dict(self.versions)
+
+    def ready(self, model: str) -> InstalledModel:
+        installed = self.model(model)
+        if installed.version in self.damaged:
+            raise Damaged(f"{model} {installed.version} is damaged")
+        return installed
+
     def model(self, name: str) -> InstalledModel:
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        return InstalledModel(name, "1", None, None, 1, digest_of(b""), 0.0, folder, (), False, 0, None)
+        version = self.versions.setdefault(name, "1")
+        folder = self.folder / name / version
+        folder.mkdir(exist_ok=True, parents=True)
+        return InstalledModel(name, version, None, None, 1, digest_of(b""), 0.0, folder, (), False, 0, None)
 
     async def ask(self, serving: Serving, name: str = "m", tokens: int = 10, seconds: float = 1.0) -> str:
         """One answer; returns the tier that gave it."""
@@ -188,7 +231,7 @@ class World:
             self.opener.emit(
                 RequestFinished(
                     model=name,
-                    version="1",
+                    version=served.graph.version,
                     engine="primary",
                     tier=served.graph.tier,
                     priority="high",

@@ -8,7 +8,7 @@ import pytest
 from kensho.app import Kensho
 from kensho.app.deliveries import Deliveries
 from kensho.app.doctor import examine
-from kensho.app.status import LastCheck, ModelStatus, Updates, make_status
+from kensho.app.status import LastCheck, LoadedVersion, ModelStatus, Updates, make_status, with_loaded
 from kensho.base.events import Event, RepairPostponed
 from kensho.base.ids import digest_of
 from kensho.base.structs import replace
@@ -53,6 +53,29 @@ def test_expired_metadata_is_said_and_is_no_worse_state() -> None:
     assert status.state == "ready"
     assert "Updates are refused" in status.sentence and "1970-01-11" in status.sentence
     assert "refused" not in make_status((READY,), (), None, Updates(0.0, DAY, is_expired=False)).sentence
+
+
+def test_a_version_that_is_being_prepared_is_said_and_degrades_nothing() -> None:
+    store = make_status((READY,), (), None)
+    status = with_loaded(store, {"voice": LoadedVersion(version="0.9", tier="raw", is_upgrading=False)})
+    assert (status.state, status.sentence) == (store.state, store.sentence)
+    (model,) = status.models
+    assert (model.version, model.answering, model.tier, model.is_upgrading) == ("1.0", "0.9", "raw", True)
+    same = with_loaded(store, {"voice": LoadedVersion(version="1.0", tier="raw", is_upgrading=False)})
+    assert same.models[0].is_upgrading is False
+
+
+def test_a_version_that_cannot_be_used_here_is_a_degradation_with_its_reason_since_when_and_what_ends_it() -> None:
+    loaded = LoadedVersion(
+        version="0.9", tier="mapped", is_upgrading=False, wanted_version="1.0", kept_because="no", kept_since_wall_s=7.0
+    )
+    status = with_loaded(make_status((READY, DAMAGED), (), None), {"voice": loaded, "other": loaded})
+    voice, other = status.models
+    assert (voice.state, voice.reason, voice.since_s) == ("degraded", "1.0 cannot be used here: no", 7.0)
+    assert voice.instead == "0.9 answers" and "tried again" in voice.ends
+    assert other.state == "damaged"
+    assert with_loaded(make_status((READY,), (), None), {"voice": loaded}).sentence.startswith("Degraded, and working")
+    assert with_loaded(make_status((), (), None), {"voice": loaded}).models == ()
 
 
 # --- of a store ---

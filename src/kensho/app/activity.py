@@ -1,6 +1,8 @@
 """What is loaded in this application and how it does, as values: for `status` and for whoever watches."""
 
+from kensho.app.places import Place
 from kensho.app.serving import Serving
+from kensho.app.status import LoadedVersion
 from kensho.base.structs import Struct
 
 
@@ -22,6 +24,7 @@ class LoadedModel(Struct, kw_only=True):
     version: str
     tier: str
     is_upgrading: bool
+    """Another tier of it is being prepared."""
     is_pinned: bool
     engines: tuple[EngineActivity, ...]
     level: str
@@ -31,12 +34,17 @@ class LoadedModel(Struct, kw_only=True):
     running: int
     slots: int
     """How many may run at once now."""
+    wanted_version: str = ""
+    """The one that the store has now, if it is another one: it takes the requests as soon as it can."""
+    kept_because: str = ""
+    """Why it cannot; empty: it is being prepared."""
 
 
 def describe_loaded(serving: Serving) -> list[LoadedModel]:
     """Everything that is loaded, the latest used last."""
     found = []
-    for served, tier, is_pinned in serving.loaded():
+    for place in serving.loaded():
+        served, version = place.loaded.served, _version(place)
         queue = served.scheduler.snapshot()
         engines = tuple(
             EngineActivity(
@@ -49,16 +57,35 @@ def describe_loaded(serving: Serving) -> list[LoadedModel]:
         )
         found.append(
             LoadedModel(
-                model=served.graph.model,
-                version=served.graph.version,
-                tier=tier.tier,
-                is_upgrading=tier.is_upgrading,
-                is_pinned=is_pinned,
+                model=place.installed.model,
+                version=version.version,
+                tier=version.tier,
+                is_upgrading=version.is_upgrading,
+                is_pinned=place.is_pinned,
                 engines=engines,
                 level=str(queue.level.value),
                 waiting={priority.name.lower(): count for priority, count in queue.waiting.items()},
                 running=queue.running,
                 slots=queue.slots,
+                wanted_version=version.wanted_version,
+                kept_because=version.kept_because,
             )
         )
     return found
+
+
+def loaded_versions(serving: Serving) -> dict[str, LoadedVersion]:
+    """What answers for each loaded model. May be called from any thread."""
+    return {place.installed.model: _version(place) for place in serving.loaded()}
+
+
+def _version(place: Place) -> LoadedVersion:
+    successor = place.successor
+    return LoadedVersion(
+        version=place.installed.version,
+        tier=place.loaded.served.graph.tier,
+        is_upgrading=place.is_upgrading,
+        wanted_version=successor.version if successor else "",
+        kept_because=successor.error.message if successor and successor.error else "",
+        kept_since_wall_s=successor.since_wall_s if successor else 0.0,
+    )

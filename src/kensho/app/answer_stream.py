@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from kensho.app.opening import ServedModel
     from kensho.app.routing import Router
     from kensho.app.serving import Serving
-    from kensho.delivery.store import InstalledModel
     from kensho.resilience.router import Choice
     from kensho.runtime.text.codec import TextCodec
 
@@ -78,7 +77,7 @@ class AnswerStream:
         clock = self._clock
         deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
         async with AsyncExitStack() as held:
-            installed, choice, was_loaded, served = await self._load(held)
+            choice, was_loaded, served = await self._load(held)
             loaded_s = first_s = clock.monotonic_s()
             prompt_ids = await _encode(served.codec, prompt, is_raw=options.is_raw_prompt)
             detokenizer = served.codec.detokenizer()
@@ -98,8 +97,8 @@ class AnswerStream:
                 figures = answer.record
                 finish: Literal["stop", "length"] = "length" if len(ids) >= room else "stop"
                 return AnswerRecord(
-                    model=installed.model,
-                    version=installed.version,
+                    model=served.graph.model,
+                    version=served.graph.version,
                     text="".join(pieces),
                     token_ids=tuple(ids),
                     load_source="memory" if was_loaded else served.graph.source,
@@ -131,7 +130,7 @@ class AnswerStream:
             self._measure = measure
             self._record = measure()
 
-    async def _load(self, held: AsyncExitStack) -> "tuple[InstalledModel, Choice, bool, ServedModel]":
+    async def _load(self, held: AsyncExitStack) -> "tuple[Choice, bool, ServedModel]":
         """The model that answers, loaded, and whether it was before. One that cannot be loaded here is replaced by
         its fallback."""
         from kensho.app.routing import CANNOT_BE_LOADED
@@ -139,9 +138,9 @@ class AnswerStream:
         serving = self._serve()
         while True:
             installed, choice = await self._router.choose()
-            was_loaded = serving.is_loaded(installed)
+            was_loaded = serving.answering(installed.model) is not None
             try:
-                return installed, choice, was_loaded, await held.enter_async_context(serving.use(installed))
+                return choice, was_loaded, await held.enter_async_context(serving.use(installed))
             except CANNOT_BE_LOADED as error:
                 await self._router.lost(installed.model, error)
 

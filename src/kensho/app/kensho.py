@@ -17,7 +17,7 @@ from kensho import __version__
 from kensho.app.answer_stream import AnswerStream
 from kensho.app.answers import GenerateOptions, Prompt
 from kensho.app.deliveries import Deliveries, read_root
-from kensho.app.status import Status, with_tiers
+from kensho.app.status import Status, with_loaded
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import (
     ConfigError,
@@ -31,12 +31,12 @@ from kensho.telemetry.log_file import LogFile
 from kensho.telemetry.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    import asyncio
-
     from kensho.app.activity import LoadedModel
+    from kensho.app.background import Background
     from kensho.app.opening import LoadedEngine
     from kensho.app.routing import Router, Task
     from kensho.app.serving import Serving
+    from kensho.app.shelf import StoreShelf
     from kensho.delivery.checker import VerifyReport
     from kensho.delivery.installed import Release
     from kensho.delivery.plan import Plan
@@ -85,8 +85,7 @@ class Kensho:
             self._pipeline.listen(listener)
         self._deliveries = Deliveries(settings, client_version=__version__, clock=clock, emit=self.emit)
         self._serving: Serving | None = None
-        self._scrubbing: asyncio.Task[None] | None = None
-        self._warming: asyncio.Task[None] | None = None
+        self._background: Background | None = None
 
     # --- events and time ---
 
@@ -153,7 +152,11 @@ class Kensho:
     def status(self) -> Status:
         """How things stand. Never uses the network, leaves no trace, hashes only what was touched since its check."""
         status = self._deliveries.status()
-        return with_tiers(status, self._serving.tiers()) if self._serving else status
+        if self._serving is None:
+            return status
+        from kensho.app.activity import loaded_versions
+
+        return with_loaded(status, loaded_versions(self._serving))
 
     def releases(self) -> "list[Release]":
         """Every installed version of every model; none where there is no store."""
@@ -175,7 +178,8 @@ class Kensho:
         return await self._serve().compile(await self._ready(model))
 
     async def warm(self, model: str) -> "LoadedGraph":
-        """Compile the model if need be, load it and keep it loaded until the application is closed (row R6)."""
+        """Compile the model if need be, load it and keep it loaded until the application is closed (row R6): the
+        version that the store has now, and each that it has later, as soon as that can answer."""
         installed = await self._ready(model)
         serving = self._serve()
         graph = await serving.compile(installed)
@@ -237,20 +241,16 @@ class Kensho:
 
     async def aclose(self) -> None:
         """End every engine process and close the store. Idempotent."""
-        await self._end_warming()
-        scrubbing, self._scrubbing = self._scrubbing, None
-        if scrubbing is not None:
-            scrubbing.cancel()
+        background, self._background = self._background, None
+        if background:
+            await background.end_warming()
+            background.stop_scrubbing()
         try:
             if self._serving is not None:
                 serving, self._serving = self._serving, None
                 await serving.close()
-            if scrubbing is not None:
-                import asyncio
-
-                await asyncio.wait([scrubbing])  # its last slice, or the end of a repair: the store is open until then
-                if not scrubbing.cancelled():
-                    scrubbing.result()  # it never ends by itself, but by a fault in Kensho: not hidden
+            if background:
+                await background.end_scrubbing()
         finally:
             self.close()
 
@@ -260,16 +260,19 @@ class Kensho:
         self._pipeline.close()
 
     async def __aenter__(self) -> Self:
-        if self.settings.scrub:
-            import asyncio
+        if self.settings.scrub or self.settings.warm or self.settings.warm_up:
+            from kensho.app.background import Background
 
-            from kensho.app.scrubbing import scrub_for_ever
-
-            self._scrubbing = asyncio.create_task(scrub_for_ever(self._deliveries, self.emit))
-        if self.settings.warm or self.settings.warm_up:
-            import asyncio
-
-            self._warming = asyncio.create_task(self._warm_up())
+            self._background = Background(
+                self.settings,
+                self._deliveries,
+                shelf=self._shelf,
+                serve=self._serve,
+                listen=self.listen,
+                clock=self._clock,
+                emit=self.emit,
+            )
+            self._background.begin()
         return self
 
     async def __aexit__(
@@ -278,7 +281,8 @@ class Kensho:
         """Left without an exception, a compile that runs in the background is finished first: the next start is then
         as fast as it can be. `aclose`, and an exception, end it."""
         try:
-            await self._end_warming()
+            if self._background:
+                await self._background.end_warming()
             if kind is None and self._serving is not None:
                 await self._serving.finish()
         finally:
@@ -315,6 +319,7 @@ class Kensho:
                 make_opener=lambda emit: ModelOpener(
                     self.settings, clock=self._clock, emit=emit, first_host=self._first_host
                 ),
+                shelf=self._shelf,
                 read_memory=read_memory,
                 clock=self._clock,
                 emit=self.emit,
@@ -325,35 +330,18 @@ class Kensho:
         if self._source is not None and self._root is not None and not self._deliveries.has_store():
             self._deliveries.init(self._source, read_root(self._root))
 
-    async def _warm_up(self) -> None:
-        """For as long as the application is open (row R6)."""
-        import asyncio
-
+    def _shelf(self) -> "StoreShelf":
         from kensho.app.shelf import StoreShelf
-        from kensho.app.warmer import BEGIN_S, Warmer
 
-        await asyncio.sleep(BEGIN_S)
-        shelf = StoreShelf(lambda: self._deliveries.store, self.settings, clock=self._clock, emit=self.emit)
-        named, is_guessing = self.settings.warm, self.settings.warm_up
-        warmer = Warmer(shelf, self._serve(), named=named, is_guessing=is_guessing, clock=self._clock, emit=self.emit)
-        end_listening = self.listen(warmer.hear)
-        try:
-            await warmer.run()
-        finally:
-            end_listening()
+        return StoreShelf(lambda: self._deliveries.store, self.settings, clock=self._clock, emit=self.emit)
 
-    async def _end_warming(self) -> None:
-        warming, self._warming = self._warming, None
-        if warming is not None:
-            import asyncio
-
-            warming.cancel()
-            await asyncio.wait([warming])
-            if not warming.cancelled():
-                warming.result()  # it never ends by itself, but by a fault in Kensho: not hidden
+    async def _answering(self, model: str) -> "InstalledModel":
+        """The version that answers: the one that is loaded, else what the store has."""
+        loaded = self._serving.answering(model) if self._serving else None
+        return loaded or await self._ready(model)
 
     async def _ready(self, model: str) -> "InstalledModel":
-        """The installed model, checked; pulled first where that is wanted and possible."""
+        """What the store has, checked; pulled first where that is wanted and possible."""
         import asyncio
 
         return await asyncio.to_thread(self._make_ready, model)
@@ -385,7 +373,7 @@ class Kensho:
             wanted,
             engine,
             tasks=self.settings.tasks,
-            ready=self._ready,
+            ready=self._answering,
             fallback_of=fallback_of,
             engines_of=lambda installed: engine_facts(self._serving.served(installed.model) if self._serving else None),
         )

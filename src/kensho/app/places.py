@@ -9,7 +9,7 @@ from kensho.app.opening import ServedModel
 from kensho.app.tiers import COPIES, KEPT_MODELS, RESERVE_BYTES, ModelSizes, ModelUse, check_room, models_to_close
 from kensho.app.warmup import Room
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import NotEnoughMemory
+from kensho.base.errors import KenshoError, NotEnoughMemory
 from kensho.base.events import Emit, ModelClosed
 from kensho.base.ids import GraphKey
 from kensho.base.structs import Struct, field
@@ -45,10 +45,25 @@ class Loaded(Struct, frozen=False):
 
     served: ServedModel
     users: int = 0
+    lease: Lease | None = None
+    """Of a version that others have followed: given back when its last request has ended."""
+
+
+class Successor(Struct):
+    """The version that the store has now, while another one is loaded."""
+
+    version: str
+    since_wall_s: Seconds
+    """When that was noticed."""
+    is_being_tried: bool = True
+    error: KenshoError | None = None
+    """Why it could not be used when it was last tried; None: it was not tried to the end yet."""
+    retry_at_s: Seconds = 0.0
+    """On the monotonic clock."""
 
 
 class Place(Struct, frozen=False):
-    """One loaded version. The lease keeps its files: an engine that is started again opens them anew."""
+    """One loaded model. The lease keeps its files: an engine that is started again opens them anew."""
 
     installed: InstalledModel
     lease: Lease
@@ -57,20 +72,25 @@ class Place(Struct, frozen=False):
     is_pinned: bool = False
     tokens: deque[tuple[Seconds, int]] = field(factory=deque)
     changing: asyncio.Task[None] | None = None
+    """To another tier, or (`successor`) another version."""
     retry_at_s: Seconds = 0.0
     verified_at_s: Seconds = 0.0
     """When the bytes of its graph were last hashed, on the monotonic clock."""
+    successor: Successor | None = None
 
     @property
     def is_changing(self) -> bool:
         return self.changing is not None and not self.changing.done()
 
-
-Key = tuple[str, str]
+    @property
+    def is_upgrading(self) -> bool:
+        """Another tier of this version is being prepared."""
+        return self.is_changing and not (self.successor and self.successor.is_being_tried)
 
 
 class Places:
-    """The loaded models, and engines that end when their last request has. Used from one event loop."""
+    """The loaded models, one version of each, and engines that end when their last request has. Used from one event
+    loop."""
 
     def __init__(
         self,
@@ -90,32 +110,38 @@ class Places:
         self._read_memory = read_memory
         self._clock = clock
         self._emit = emit
-        self._places: dict[Key, Place] = {}  # the latest used last
+        self._places: dict[str, Place] = {}  # by model, the latest used last
         self._retired: list[Loaded] = []
         self._ending: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def get(self, key: Key) -> Place | None:
-        return self._places.get(key)
+    def get(self, model: str) -> Place | None:
+        return self._places.get(model)
 
     def all(self) -> list[Place]:
         """The latest used last. May be called from any thread."""
         return list(self._places.values())
 
-    def put(self, key: Key, place: Place) -> None:
+    def put(self, place: Place) -> None:
         """As the latest used."""
-        self._places.pop(key, None)
-        self._places[key] = place
+        self._places.pop(place.installed.model, None)
+        self._places[place.installed.model] = place
 
-    def put_first(self, key: Key, place: Place) -> None:
+    def put_first(self, place: Place) -> None:
         """As the one that goes before all others."""
-        self._places = {key: place, **self._places}
+        self._places = {place.installed.model: place, **self._places}
 
-    def take(self, key: Key) -> Place | None:
+    def follow(self, before: Place, after: Place) -> None:
+        """Another version of the model in its place; what `before` has running goes on to its end."""
+        self._places[after.installed.model] = after
+        before.loaded.lease = before.lease
+        self.retire(before.loaded)
+
+    def take(self, place: Place) -> None:
         """Nobody gets it from now on; its engines are the caller's to end."""
-        return self._places.pop(key, None)
+        del self._places[place.installed.model]
 
     # --- memory ---
 
@@ -160,12 +186,12 @@ class Places:
         for key in models_to_close(self._uses(), self.free_bytes()):
             self._spawn(self.end(self._places.pop(key)))
 
-    def _uses(self) -> list[ModelUse[Key]]:
+    def _uses(self) -> list[ModelUse[str]]:
         return [
             ModelUse(
                 key,
                 self.idle_s(place),
-                is_kept=place.is_pinned or place.loaded.users > 0 or place.is_changing,
+                is_kept=bool(place.is_pinned or place.loaded.users or place.is_changing or place.successor),
                 can_shrink=self._can_shrink and place.loaded.served.graph.tier in COPIES,
             )
             for key, place in self._places.items()
@@ -194,13 +220,24 @@ class Places:
         over = [loaded for loaded in self._retired if loaded.users == 0]
         self._retired = [loaded for loaded in self._retired if loaded.users]
         for loaded in over:
-            self._spawn(self._opener.end(loaded.served))
+            self._spawn(self._end_engines(loaded))
 
     async def end_retired_now(self, key: GraphKey) -> None:
         """End those on this graph, whoever they are answering."""
         same = [loaded for loaded in self._retired if loaded.served.graph.key == key]
         self._retired = [loaded for loaded in self._retired if loaded.served.graph.key != key]
-        await asyncio.gather(*(self._opener.end(loaded.served) for loaded in same))
+        await asyncio.gather(*(self._end_engines(loaded) for loaded in same))
+
+    async def end_engines(self, place: Place) -> None:
+        """Only those; the rest of a place that was taken stays. They end also when the caller does not wait."""
+        await asyncio.shield(self._spawn(self._end_engines(place.loaded)))
+
+    async def _end_engines(self, loaded: Loaded) -> None:
+        await self._opener.end(loaded.served)
+        if loaded.lease:
+            loaded.lease.close()
+            graph = loaded.served.graph
+            self._emit(ModelClosed(model=graph.model, version=graph.version, idle_s=0.0))
 
     async def close(self) -> None:
         """End everything, and whatever is being changed. Idempotent."""
@@ -211,11 +248,12 @@ class Places:
             task.cancel()
         await asyncio.gather(*changing, return_exceptions=True)
         await asyncio.gather(*self._ending, return_exceptions=True)
-        await asyncio.gather(*(self._opener.end(loaded.served) for loaded in retired + [p.loaded for p in places]))
+        await asyncio.gather(*(self._end_engines(loaded) for loaded in retired + [p.loaded for p in places]))
         for place in places:
             place.lease.close()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        return task

@@ -1,18 +1,19 @@
 """The answering half of the application: models that are loaded, each with its engines, circuits and queue.
 
 A model without a compiled graph answers at once from the delivered weights (raw tier) while the graph is compiled in
-the background. A tier is changed by starting engines beside the old ones: requests that come from then on go to the
-new ones, the old ones end when their last request has. What is decided is decided in `tiers`; this shell looks every
-LOOK_EVERY_S and carries it out, off the path of requests. Everything runs on one event loop.
+the background. A tier, or a version, is changed by starting engines beside the old ones: requests that come from then
+on go to the new ones, the old ones end when their last request has. What is decided is decided in `tiers` and
+`successors`; this shell looks every LOOK_EVERY_S and carries it out, off the path of requests. One event loop for all.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 from kensho.app.opening import ServedModel
-from kensho.app.places import Key, Loaded, Opener, Place, Places
-from kensho.app.status import LoadedTier
+from kensho.app.places import Loaded, Opener, Place, Places
 from kensho.app.tiers import (
     COPIES,
     KEPT_MODELS,
@@ -25,7 +26,7 @@ from kensho.app.verifying import Verifying
 from kensho.app.warmup import BEFORE_IDLE_S, Room
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
-from kensho.base.events import Emit, Event, RequestFinished, TierChanged, TierKept
+from kensho.base.events import Emit, Event, RequestFinished, TierChanged, TierKept, VersionChanged
 from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
 from kensho.runtime.cache.loaded_graph import LoadedGraph
@@ -37,6 +38,11 @@ LOOK_EVERY_S: Seconds = 5.0
 RETRY_S: Seconds = 300.0
 """After an upgrade that failed (guess); the graph cache has a longer memory for compiles that fail again and again."""
 
+if TYPE_CHECKING:
+    from kensho.app.successors import Shelf, Successors
+
+GraphFinder = Callable[[InstalledModel], Awaitable[LoadedGraph]]
+
 
 class Serving:
     """Loads models and keeps them. Not thread-safe: one event loop."""
@@ -46,11 +52,12 @@ class Serving:
         settings: Settings,
         *,
         make_opener: Callable[[Emit], Opener],
+        shelf: "Callable[[], Shelf]",
         read_memory: Callable[[], int],
         clock: Clock,
         emit: Emit,
     ) -> None:
-        """`read_memory` says how many bytes the machine can still give (`runtime.system.memory`)."""
+        """`shelf` gives what knows the store, `read_memory` how much the machine has left (`runtime.system.memory`)."""
         self._settings = settings
         self._opener = make_opener(self._hear)
         self._clock = clock
@@ -63,7 +70,9 @@ class Serving:
             clock=clock,
             emit=emit,
         )
-        self._lanes: dict[Key, asyncio.Lock] = {}
+        self._shelf = shelf
+        self._made_successors: Successors | None = None
+        self._lanes: dict[str, asyncio.Lock] = {}
         self._looking: asyncio.Task[None] | None = None
         self._is_finishing = False
         self._traffic = Traffic(self._opener.hold_idle)
@@ -71,8 +80,11 @@ class Serving:
 
     @asynccontextmanager
     async def use(self, installed: InstalledModel) -> AsyncIterator[ServedModel]:
-        """The model, loaded; it stays loaded while in use. Raises ModelError, CompileFailed, EngineError."""
-        with self._traffic.of(_key(installed)):
+        """The model, loaded; it stays loaded while in use. Where another version of it is loaded, that one answers
+        until its successor can. Raises ModelError, CompileFailed, EngineError."""
+        if self._places.get(installed.model):  # what is opened now is what the store has now
+            self._successors().look()
+        with self._traffic.of(installed.model):
             place = await self._place(installed)
             loaded = place.loaded
             loaded.users += 1
@@ -85,18 +97,19 @@ class Serving:
                 place.used_at_s = self._clock.monotonic_s()
                 self._places.end_retired()
 
-    async def pin(self, installed: InstalledModel) -> ServedModel:
-        """Load the model ahead of its first request, and keep it until `close`. Raises what `use` does."""
-        with self._traffic.of(_key(installed)):
+    async def pin(self, installed: InstalledModel) -> None:
+        """Load this version ahead of the first request, and keep the model until `close`. Raises what `use` does."""
+        with self._traffic.of(installed.model):
             place = await self._place(installed)
         place.is_pinned = True
-        return place.loaded.served
+        if place.installed.version != installed.version:
+            await self._successors().wait_for(place, installed.version)
 
     async def warm(self, installed: InstalledModel, *, is_kept: bool) -> LoadedGraph:
         """Load the model on a guess (row R6): one at a time, while nobody else is served, closing nothing. `is_kept`:
         until `close`. Raises NotEnoughMemory too when there is no place left."""
-        was_loaded = self._places.get(key := _key(installed)) is not None
-        with self._traffic.guess(key):
+        was_loaded = self._places.get(installed.model) is not None
+        with self._traffic.guess(installed.model):
             if not was_loaded and self._settings.tier != "raw":
                 # Made first: the model is not loaded before its graph is there, as it is for somebody who waits.
                 tier = self._settings.tier
@@ -104,8 +117,8 @@ class Serving:
                 await self._opener.release(graph)
             place = await self._traffic.run_when_quiet(lambda: self._place(installed, may_close=False))
         place.is_pinned |= is_kept
-        if not (was_loaded or place.is_pinned) and self._places.get(key) is place:
-            self._places.put_first(key, place)  # nobody has asked for it
+        if not (was_loaded or place.is_pinned) and self._places.get(installed.model) is place:
+            self._places.put_first(place)  # nobody has asked for it
             place.used_at_s += BEFORE_IDLE_S
         return place.loaded.served.graph
 
@@ -117,26 +130,23 @@ class Serving:
         return self._places.room()
 
     def served(self, model: str) -> ServedModel | None:
-        """The model as it was used last; None if it is not loaded."""
-        found = [place.loaded.served for place in self._places.all() if place.installed.model == model]
-        return found[-1] if found else None
+        """None if the model is not loaded."""
+        place = self._places.get(model)
+        return place.loaded.served if place else None
+
+    def answering(self, model: str) -> InstalledModel | None:
+        """The version that answers; None if the model is not loaded."""
+        place = self._places.get(model)
+        return place.installed if place else None
 
     def is_loaded(self, installed: InstalledModel) -> bool:
-        return self._places.get(_key(installed)) is not None
+        """This version."""
+        place = self._places.get(installed.model)
+        return place is not None and place.installed.version == installed.version
 
-    def tiers(self) -> dict[Key, LoadedTier]:
-        """On which tier each loaded model answers, by (model, version)."""
-        return {
-            _key(place.installed): LoadedTier(place.loaded.served.graph.tier, place.is_changing)
-            for place in self._places.all()
-        }
-
-    def loaded(self) -> list[tuple[ServedModel, LoadedTier, bool]]:
-        """What is loaded, on which tier, and whether it is pinned; the latest used last."""
-        return [
-            (place.loaded.served, LoadedTier(place.loaded.served.graph.tier, place.is_changing), place.is_pinned)
-            for place in self._places.all()
-        ]
+    def loaded(self) -> list[Place]:
+        """The latest used last. To be looked at only; may be called from any thread."""
+        return self._places.all()
 
     async def compile(self, installed: InstalledModel) -> LoadedGraph:
         """Find or make the graph, without loading it. Cancelling kills the compile child."""
@@ -153,6 +163,8 @@ class Serving:
 
     async def close(self) -> None:
         """End every engine and every compile; nothing is left behind. Idempotent."""
+        if self._made_successors:
+            await self._made_successors.close()
         await self._verifying.close()
         if self._looking:
             self._looking.cancel()
@@ -162,22 +174,28 @@ class Serving:
 
     # --- opening ---
 
+    def _lane(self, model: str) -> asyncio.Lock:
+        """Held while the model is opened."""
+        return self._lanes.setdefault(model, asyncio.Lock())
+
     async def _place(self, installed: InstalledModel, *, may_close: bool = True) -> Place:
-        key = _key(installed)
-        async with self._lanes.setdefault(key, asyncio.Lock()):
-            place = self._places.get(key) or await self._open(installed, may_close=may_close)
-            self._places.put(key, place)
+        async with self._lane(installed.model):
+            place = self._places.get(installed.model)
+            if place is None:
+                place = await self._open(installed, self._first_graph, may_close=may_close)
+                self._adjust(place)
+            self._places.put(place)
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
             return place
 
-    async def _open(self, installed: InstalledModel, *, may_close: bool) -> Place:
+    async def _open(self, installed: InstalledModel, find: GraphFinder, *, may_close: bool = True) -> Place:
         """A graph from the cache that does not start, or answers otherwise than it did, is dropped, made anew (R7)."""
         lease = lease_version(installed.folder)
         if lease is None:
             raise NotInstalled(f"{installed.model} {installed.version} was removed a moment ago", advice="ask again")
         try:
-            graph = await self._first_graph(installed)
+            graph = await find(installed)
             try:
                 served = await self._start(installed, graph, may_close=may_close)
             except NotEnoughMemory:
@@ -186,15 +204,13 @@ class Serving:
                 if graph.source != "disk" and (graph.tier != "raw" or self._settings.tier == "raw"):
                     raise
                 # Exact and slow does not start either: only the compiled form is left.
-                again = await (self._first_graph(installed) if graph.tier != "raw" else self._make(installed))
+                again = await (find(installed) if graph.tier != "raw" else self._make(installed))
                 served = await self._start(installed, again, may_close=may_close)
         except BaseException:
             lease.close()
             raise
         now_s = self._clock.monotonic_s()
-        place = Place(installed, lease, Loaded(served), now_s, verified_at_s=now_s)
-        self._adjust(place)
-        return place
+        return Place(installed, lease, Loaded(served), now_s, verified_at_s=now_s)
 
     async def _first_graph(self, installed: InstalledModel) -> LoadedGraph:
         """What can answer soonest: the compiled graph if there is one, else the exact one, made in 0.1 s."""
@@ -203,11 +219,11 @@ class Serving:
         found = await self._opener.find(installed, "mapped")
         return found or await self._opener.make(installed, "raw")
 
-    async def _make(self, installed: InstalledModel) -> LoadedGraph:
+    async def _make(self, installed: InstalledModel, *, is_background: bool = False) -> LoadedGraph:
         if self._settings.tier != "auto":
-            return await self._opener.make(installed, self._settings.tier)
+            return await self._opener.make(installed, self._settings.tier, is_background=is_background)
         try:
-            return await self._opener.make(installed, "mapped")
+            return await self._opener.make(installed, "mapped", is_background=is_background)
         except CompileFailed:
             # No int8 form answers well enough on this CPU (the event said so): the exact graph needs none.
             return await self._opener.make(installed, "raw")
@@ -235,6 +251,62 @@ class Serving:
                 await self._opener.invalidate(graph, f"no engine starts with it: {error.message}")
             raise
 
+    # --- versions ---
+
+    def _successors(self) -> "Successors":
+        """Made, and imported, when something has been loaded for a while: no first answer waits for it."""
+        if self._made_successors is None:
+            from kensho.app.successors import Successors
+
+            self._made_successors = Successors(
+                self._shelf(), self._places, go_over=self._go_over, clock=self._clock, emit=self._emit
+            )
+        return self._made_successors
+
+    async def _go_over(self, place: Place, installed: InstalledModel) -> None:
+        """Open this version of a loaded model beside it, and let it take the requests from then on."""
+        began_s, from_version = self._clock.monotonic_s(), place.installed.version
+        make = partial(self._make, is_background=True)
+        try:
+            after = await self._open(installed, make)
+        except NotEnoughMemory:
+            after = await self._open_instead(place, installed, make)
+        else:
+            self._places.follow(place, after)
+        after.is_pinned, after.tokens, after.used_at_s = place.is_pinned, place.tokens, place.used_at_s
+        self._adjust(after)
+        seconds = self._clock.monotonic_s() - began_s
+        self._emit(
+            VersionChanged(
+                model=installed.model, from_version=from_version, to_version=installed.version, seconds=seconds
+            )
+        )
+
+    async def _open_instead(self, place: Place, installed: InstalledModel, make: GraphFinder) -> Place:
+        """There is no room for both: while nobody is answered, the old version ends first. Who comes meanwhile waits
+        for the new one, or for the old one if that does not start."""
+        async with self._lane(installed.model):
+            if place.loaded.users:
+                raise NotEnoughMemory(
+                    f"there is no room for {installed.version} beside {place.installed.version}, which is in use",
+                    advice="it takes its place as soon as nobody is answered",
+                )
+            self._places.take(place)
+            lease = place.lease
+            try:
+                await self._places.end_engines(place)
+                try:
+                    after = await self._open(installed, make)
+                except KenshoError:
+                    again = await self._open(place.installed, self._first_graph)
+                    place.loaded, place.lease = again.loaded, again.lease
+                    self._places.put(place)
+                    raise
+            finally:
+                lease.close()
+            self._places.put(after)
+            return after
+
     # --- tiers ---
 
     async def _look(self) -> None:
@@ -242,6 +314,7 @@ class Serving:
             await asyncio.sleep(LOOK_EVERY_S)
             self._places.end_retired()
             self._places.close_some()
+            self._successors().look()
             for place in self._places.all():
                 self._adjust(place)
             self._verifying.look(self._places.all())
@@ -297,10 +370,9 @@ class Serving:
         """End every engine on this graph now, whoever it is answering: no token more from wrong bytes. The next
         request opens the model anew."""
         installed = place.installed
-        key = _key(installed)
-        async with self._lanes.setdefault(key, asyncio.Lock()):
-            if self._places.get(key) is place:
-                self._places.take(key)
+        async with self._lane(installed.model):
+            if self._places.get(installed.model) is place:
+                self._places.take(place)
                 await self._places.end(place)
             await self._places.end_retired_now(graph.key)
             await self._opener.invalidate(graph, reason)
@@ -310,11 +382,7 @@ class Serving:
     def _hear(self, event: Event) -> None:
         """What engines and circuits say passes through here: answered tokens are what a better tier is worth."""
         if isinstance(event, RequestFinished):
-            place = self._places.get((event.model, event.version))
-            if place:
+            place = self._places.get(event.model)
+            if place and place.installed.version == event.version:
                 place.tokens.append((self._clock.monotonic_s(), event.tokens))
         self._emit(event)
-
-
-def _key(installed: InstalledModel) -> Key:
-    return installed.model, installed.version

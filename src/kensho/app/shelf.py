@@ -1,4 +1,4 @@
-"""The installed models as `warmer` sees them: what each would need, whether it is whole, and what was used when."""
+"""The installed models as those see them who load them: which version, what it needs, whether it is whole, its uses."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,8 @@ from kensho.app.warmup import Candidate
 from kensho.base.clock import Clock
 from kensho.base.errors import Damaged
 from kensho.base.events import Emit
-from kensho.delivery.checker import check_model
+from kensho.delivery.checker import check_version
+from kensho.delivery.stamp import read_stamp
 from kensho.delivery.store import InstalledModel, Store
 from kensho.runtime.cache.graph_identity import stated_kv_bytes
 from kensho.settings import Settings
@@ -18,13 +19,22 @@ COMPILE_BYTES = 160 << 20
 
 
 class StoreShelf:
-    """Satisfies `warmer.Shelf`. Blocking; every method raises StorageError where there is no store."""
+    """Satisfies `warmer.Shelf` and `successors.Shelf`. All but `stamp` block, and raise StorageError where there is no
+    store."""
 
     def __init__(self, store: Callable[[], Store], settings: Settings, *, clock: Clock, emit: Emit) -> None:
         self._open = store
         self._settings = settings
         self._clock = clock
         self._emit = emit
+
+    def stamp(self) -> object | None:
+        """Another value when something in the store has changed, None: perhaps. 5 us."""
+        return read_stamp(self._settings.store, now=self._clock.wall_s())
+
+    def current(self) -> dict[str, str]:
+        """The current version of each model."""
+        return {row.model: row.current for row in self._open().state.models()}
 
     def candidates(self) -> list[Candidate]:
         hosts = 2 if self._settings.standby == "hot" else 1
@@ -38,7 +48,7 @@ class StoreShelf:
     def ready(self, model: str) -> InstalledModel:
         store = self._open()
         installed = store.model(model)
-        damaged = check_model(store, model, clock=self._clock, emit=self._emit).damaged
+        damaged = check_version(store, model, installed.version, clock=self._clock, emit=self._emit).damaged
         if damaged:
             raise Damaged(
                 f"{model} is damaged in {len(damaged)} places",

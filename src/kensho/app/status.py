@@ -33,7 +33,9 @@ class ModelStatus(Struct):
     tier: str = ""
     """On which tier this application answers from it; empty: it is not loaded here."""
     is_upgrading: bool = False
-    """Another tier is being prepared: its graph is compiled, or its engines start."""
+    """Another tier, or this version, is being prepared: its graph is compiled, or its engines start."""
+    answering: str = ""
+    """The version that this application answers from; empty: it is not loaded here."""
 
 
 class LastCheck(Struct):
@@ -83,6 +85,7 @@ class Status(Struct):
                 "ends": m.ends,
                 "tier": m.tier,
                 "upgrading": m.is_upgrading,
+                "answering": m.answering,
             }
             for m in self.models
         ]
@@ -102,20 +105,43 @@ class Status(Struct):
         }
 
 
-class LoadedTier(Struct):
-    """What answers from a version now."""
+class LoadedVersion(Struct, kw_only=True):
+    """What answers for a model now."""
 
+    version: str
     tier: str
     is_upgrading: bool
+    """Another tier of it is being prepared."""
+    wanted_version: str = ""
+    """The one that the store has now, if it is another one."""
+    kept_because: str = ""
+    """Why that one cannot answer here, in words; empty: it is being prepared."""
+    kept_since_wall_s: Seconds = 0.0
 
 
-def with_tiers(status: Status, loaded: Mapping[tuple[str, str], LoadedTier]) -> Status:
-    """The status with what is loaded in this application, by (model, version)."""
-    models = []
-    for model in status.models:
-        found = loaded.get((model.model, model.version))
-        models.append(replace(model, tier=found.tier, is_upgrading=found.is_upgrading) if found else model)
-    return replace(status, models=tuple(models))
+def with_loaded(status: Status, loaded: Mapping[str, LoadedVersion]) -> Status:
+    """The status with what is loaded in this application, by model."""
+    models = tuple(_with(model, loaded[model.model]) if model.model in loaded else model for model in status.models)
+    return make_status(models, status.checks, status.source, status.updates) if models else status
+
+
+def _with(model: ModelStatus, loaded: LoadedVersion) -> ModelStatus:
+    model = replace(model, tier=loaded.tier, is_upgrading=loaded.is_upgrading, answering=loaded.version)
+    if loaded.version == model.version or not model.version:
+        return model
+    if not loaded.kept_because:
+        return replace(model, is_upgrading=True)
+    reason = f"{loaded.wanted_version} cannot be used here: {loaded.kept_because}"
+    return replace(
+        model,
+        state="damaged" if model.state == "damaged" else "degraded",
+        reason="; ".join(filter(None, (model.reason, reason))),
+        since_s=min(model.since_s or loaded.kept_since_wall_s, loaded.kept_since_wall_s),
+        instead="; ".join(filter(None, (model.instead, f"{loaded.version} answers"))),
+        ends="; ".join(
+            filter(None, (model.ends, "it is tried again by itself; kensho rollback stays with the old one"))
+        ),
+    )
 
 
 def with_overload(status: Status, models: Sequence[str]) -> Status:

@@ -1,8 +1,8 @@
 """Who is being served, so that a model which is loaded on a guess never stands in anybody's way (row R6).
 
     traffic = Traffic(hold=compiler.hold_idle)
-    with traffic.of(key): ...                 # a request, from its arrival to its end
-    with traffic.guess(key):                  # the one model that is being warmed
+    with traffic.of(model): ...                 # a request, from its arrival to its end
+    with traffic.guess(model):                  # the one model that is being warmed
         await traffic.run_when_quiet(load)    # starts when nobody is served, is cancelled when somebody comes
 
 Requests for the very model that is being warmed are no disturbance: what is done is done for them.
@@ -14,8 +14,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from kensho.app.places import Key
-
 T = TypeVar("T")
 
 
@@ -24,29 +22,29 @@ class Traffic:
 
     def __init__(self, hold: Callable[[bool], None]) -> None:
         self._hold = hold
-        self._served: Counter[Key] = Counter()
-        self._guess: Key | None = None
+        self._served: Counter[str] = Counter()
+        self._guess: str | None = None
         self._is_noisy = False
         self._noise = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     @contextmanager
-    def of(self, key: Key) -> Iterator[None]:
+    def of(self, model: str) -> Iterator[None]:
         """Somebody waits for this model, or is being answered by it."""
-        self._served[key] += 1
+        self._served[model] += 1
         self._mind()
         try:
             yield
         finally:
-            self._served[key] -= 1
+            self._served[model] -= 1
             self._served += Counter()  # drops what is zero
             self._mind()
 
     @contextmanager
-    def guess(self, key: Key) -> Iterator[None]:
+    def guess(self, model: str) -> Iterator[None]:
         """This model is being warmed; one at a time."""
-        self._guess = key
+        self._guess = model
         self._mind()
         try:
             yield
@@ -70,7 +68,7 @@ class Traffic:
                 return working.result()
 
     def _mind(self) -> None:
-        is_noisy = self._guess is not None and any(key != self._guess for key in self._served)
+        is_noisy = self._guess is not None and any(model != self._guess for model in self._served)
         if is_noisy == self._is_noisy:
             return
         self._is_noisy = is_noisy

@@ -95,7 +95,7 @@ class _Models:
         known = {model.model: model for model in status.models if model.version}
 
         def card(name: str, model: ModelStatus, **more: object) -> dict[str, object]:
-            about = {**more, "version": model.version, "state": model.state, "tier": model.tier}
+            about = {**more, "version": model.answering or model.version, "state": model.state, "tier": model.tier}
             return model_card(name, at_s.get((model.model, model.version), 0.0), about)
 
         return {name: card(name, model) for name, model in known.items()} | {

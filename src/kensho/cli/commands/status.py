@@ -81,6 +81,8 @@ def _describe(model: "ModelStatus") -> "Iterator[str]":
     yield ", ".join(facts)
     if model.reason:
         yield f"  {model.reason}"
+    if model.is_upgrading and model.answering not in ("", model.version):
+        yield f"  {model.answering} answers until {model.version} is prepared"
     if model.since_s is not None:
         yield f"  since {_time(model.since_s)}; instead: {model.instead}"
     if model.ends:
@@ -104,6 +106,8 @@ def _describe_daemon(loaded: "list[LoadedModel] | None") -> "Iterator[str]":
         words += [f"{model.running} of {model.slots} running, {sum(model.waiting.values())} waiting"]
         words += ["pinned"] if model.is_pinned else []
         words += ["another tier is being prepared"] if model.is_upgrading else []
+        if model.wanted_version:
+            words += [f"{model.wanted_version} {'cannot be used' if model.kept_because else 'is being prepared'}"]
         yield f"  {', '.join(words)}"
         for engine in model.engines:
             where = f"process {engine.pid}" if engine.pid else "not running"
