@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import print_bar, print_machine
-from kensho.resilience.admission import AdmissionQueue, AdmissionSettings, Estimate, Priority
+from kensho.resilience.admission import AdmissionQueue, Estimate, Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.testing.soak import soak
 
 

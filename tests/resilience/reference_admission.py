@@ -6,7 +6,8 @@ both run side by side; where they differ, one of them is wrong.
 
 from dataclasses import dataclass
 
-from kensho.resilience.admission import AdmissionSettings, Estimate, Priority
+from kensho.resilience.admission import Estimate, Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import Work
 
 

@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kensho.base.errors import DeadlineMissed, Overloaded
-from kensho.resilience.admission import (
-    AdmissionQueue,
-    AdmissionSettings,
-    Candidate,
-    Estimate,
-    Priority,
-    Refused,
-    Ticket,
-)
+from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority, Refused, Ticket
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import Times, Work
 from kensho.resilience.pressure import Level
 from kensho.testing.load import arrivals, brownout, step

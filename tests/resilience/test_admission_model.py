@@ -17,15 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from reference_admission import ReferenceQueue
 
-from kensho.resilience.admission import (
-    AdmissionQueue,
-    AdmissionSettings,
-    Candidate,
-    Estimate,
-    Priority,
-    Refused,
-    Ticket,
-)
+from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority, Refused, Ticket
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import Times, Work
 
 ENGINES = ("primary", "standby")

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from kensho.base.errors import ConfigError, DeadlineMissed, Overloaded
-from kensho.resilience.admission import AdmissionSettings, Estimate, Priority, Refused, Ticket, bound_of, parse_priority
+from kensho.resilience.admission import Estimate, Priority, Refused, Ticket, bound_of, parse_priority
+from kensho.resilience.admission_settings import AdmissionSettings
 
 
 def test_each_reason_has_its_words_and_its_kind_of_error() -> None:

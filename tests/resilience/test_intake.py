@@ -5,7 +5,8 @@ import pytest
 
 from kensho.base.errors import EngineError, Overloaded
 from kensho.base.events import AdmissionChanged, Event, RequestRejected
-from kensho.resilience.admission import AdmissionSettings, Candidate, Priority
+from kensho.resilience.admission import Candidate, Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import Times, Work
 from kensho.resilience.intake import Intake
 from kensho.resilience.pressure import Level

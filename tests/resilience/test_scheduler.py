@@ -16,7 +16,8 @@ from kensho.base.events import (
     StreamMoved,
 )
 from kensho.base.inference import Sampling
-from kensho.resilience.admission import AdmissionSettings, Priority
+from kensho.resilience.admission import Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings

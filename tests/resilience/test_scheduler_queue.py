@@ -8,7 +8,8 @@ from scheduling import LONG, PROMPT, TEN, WHOLE, World, in_world
 from kensho.base.errors import DeadlineMissed, Overloaded
 from kensho.base.events import AdmissionChanged, RequestFinished, RequestRejected, StreamMoved
 from kensho.base.inference import Sampling
-from kensho.resilience.admission import AdmissionSettings, Priority
+from kensho.resilience.admission import Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.circuit import Mode
 from kensho.resilience.pressure import Level
 from kensho.testing.engine import Fault, expected_ids

@@ -2,7 +2,8 @@ from collections import deque
 
 import pytest
 
-from kensho.resilience.admission import AdmissionSettings, Priority
+from kensho.resilience.admission import Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.testing.load import Job, Trace, arrivals, step
 from kensho.testing.simulation import KenshoPolicy, Result, Told, possible_s, simulate
 

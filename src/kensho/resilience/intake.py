@@ -13,15 +13,8 @@ from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import KenshoError
 from kensho.base.events import Emit, RequestRejected, admission_changed
 from kensho.base.structs import Struct
-from kensho.resilience.admission import (
-    AdmissionQueue,
-    AdmissionSettings,
-    Candidate,
-    Estimate,
-    Priority,
-    Refused,
-    Ticket,
-)
+from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority, Refused, Ticket
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import ONE, RecentTimes, Work
 from kensho.resilience.pressure import Level
 

@@ -24,7 +24,8 @@ from kensho.base.errors import ConfigError, EngineError, KenshoError
 from kensho.base.events import Emit, RequestFinished
 from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct, field
-from kensho.resilience.admission import AdmissionSettings, Candidate, Priority
+from kensho.resilience.admission import Candidate, Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.budget import Budget
 from kensho.resilience.canary import OffersLogits
 from kensho.resilience.circuit import BreakerSettings, Mode

@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 
 from kensho.base.clock import Seconds
 from kensho.base.structs import Struct, field
-from kensho.resilience.admission import AdmissionQueue, AdmissionSettings, Candidate, Estimate, Priority
+from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority
+from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import ONE, RecentTimes, Times, Work
 from kensho.testing.load import Job, Trace
 
