@@ -5,6 +5,8 @@
 
 Overhead: CPU time of a call through the breaker less that of the plain call, median over rounds in which the
 contestants take turns. Bars of issue 6: at most 1 us (sync) and 1.2 us (async), and not more than circuitbreaker's.
+"kensho" does what the others do. "kensho guard" is the call as the product makes it: how long it took is measured for
+the rate of slow calls, and whether the machine slept is asked; it is held to the bars in us.
 Probes: the questions of bench/breaker_probes.py, with threads or an event loop, and a backend that is dead.
 """
 
@@ -103,13 +105,17 @@ def show(title: str, measured: dict[str, list[float]], bar_ns: float | None) -> 
     for name, values in sorted(measured.items(), key=lambda one: median(one[1])):
         ratio = f"{median(values) / ours:5.1f} x"
         print(f"  {name:16} {median(values):8.0f}  ({min(values):.0f} to {max(values):.0f})  {ratio}")
+    if bar_ns is None:
+        return []
     failed = []
-    if bar_ns is not None:
-        if ours > bar_ns:
-            failed.append(f"{title}: {ours:.0f} ns, bar {bar_ns:.0f}")
-        if "circuitbreaker" in measured and ours > median(measured["circuitbreaker"]):
-            failed.append(f"{title}: more than circuitbreaker's")
-        print(f"  bar: <= {bar_ns:.0f} ns and <= circuitbreaker's: {'NOT met' if failed else 'met'}")
+    for name in ("kensho", "kensho guard"):
+        cost_ns = median(measured[name])
+        bars = {f"<= {bar_ns:.0f} ns": bar_ns}
+        if name == "kensho" and "circuitbreaker" in measured:
+            bars["<= circuitbreaker's"] = median(measured["circuitbreaker"])
+        missed = [f"{title}: {name} {cost_ns:.0f} ns, bar {bar}" for bar, most_ns in bars.items() if cost_ns > most_ns]
+        print(f"  bar for {name}: {' and '.join(bars)}: {'NOT met' if missed else 'met'}")
+        failed += missed
     return failed
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kensho.app.machine_state import suspended_s
+from kensho.app.machine_state import boot_s
 from kensho.base.clock import SystemClock
 from kensho.resilience import breaker
 from kensho.resilience.circuit import (
@@ -164,14 +164,32 @@ class KenshoPaced(Kensho):
 
         return guarded
 
-    has_async = False
+    def guard_async(self, call: AsyncCall) -> AsyncCall:
+        gate, now = self.gate, time.monotonic
+
+        async def guarded() -> Any:
+            permit = gate.admit()
+            if permit is None:
+                raise Rejected
+            began_s = now()
+            try:
+                result = await call()
+            except Exception:
+                gate.failed(permit, FailureClass.UNKNOWN)
+                raise
+            except BaseException:
+                gate.cancelled(permit)
+                raise
+            gate.succeeded(permit, now() - began_s)
+            return result
+
+        return guarded
 
 
 class KenshoGuard(Peer):
     """`Guard`, as a stream uses it: the gate, timed, and whether the machine slept."""
 
     name = "kensho guard"
-    has_async = False
 
     def __init__(self, reset_s: float) -> None:
         self.guard_ = Guard(
@@ -183,7 +201,7 @@ class KenshoGuard(Peer):
             rng=lambda: 0.5,
             emit=lambda _: None,
             on_change=lambda: None,
-            surroundings=Surroundings(suspended_s=suspended_s),
+            surroundings=Surroundings(boot_s=boot_s),
         )
 
     def guard(self, call: Call) -> Call:
@@ -196,6 +214,27 @@ class KenshoGuard(Peer):
             began_s = now()
             try:
                 result = call()
+            except Exception:
+                guard.failed(permit, FailureClass.UNKNOWN)
+                raise
+            except BaseException:
+                guard.cancelled(permit)
+                raise
+            guard.succeeded(permit, now() - began_s)
+            return result
+
+        return guarded
+
+    def guard_async(self, call: AsyncCall) -> AsyncCall:
+        guard, now = self.guard_, time.monotonic
+
+        async def guarded() -> Any:
+            permit = guard.admit()
+            if permit is None:
+                raise Rejected
+            began_s = now()
+            try:
+                result = await call()
             except Exception:
                 guard.failed(permit, FailureClass.UNKNOWN)
                 raise

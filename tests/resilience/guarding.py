@@ -1,6 +1,7 @@
 """An engine under its circuit, on virtual time, and engines with a fault of their own."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from kensho.base.clock import Clock
@@ -62,8 +63,11 @@ def on_bench(
     engine: ScriptedEngine | None = None,
     canary: Canary | None = None,
     surroundings: Surroundings = UNKNOWN,
+    asleep: Sequence[float] | None = None,
     **settings: Any,
 ) -> Bench:
+    """`asleep[0]`: how long the machine has slept."""
+
     async def main() -> None:
         try:
             await use(bench)
@@ -72,6 +76,8 @@ def on_bench(
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
     clock = VirtualClock()
+    if asleep is not None:
+        surroundings = Surroundings(boot_s=lambda: clock.monotonic_s() + asleep[0])
     bench = Bench(
         engine or ScriptedEngine("primary"),
         clock,

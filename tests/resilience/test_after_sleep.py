@@ -33,7 +33,7 @@ def test_the_first_request_after_a_sleep_waits_for_a_canary_and_is_answered(is_d
             clock=clock,
             rng=lambda: 0.01,
             emit=events.append,
-            surroundings=Surroundings(suspended_s=lambda: asleep[0]),
+            surroundings=Surroundings(boot_s=lambda: clock.monotonic_s() + asleep[0]),
         ) as scheduler:
             await asyncio.sleep(1.0)
             asleep[0] += 3600.0

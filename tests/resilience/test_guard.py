@@ -158,7 +158,7 @@ def test_after_the_machine_slept_a_canary_comes_before_the_next_user() -> None:
         asleep[0] += 1.9
         assert bench.guard.admit() is not None
 
-    bench = on_bench(use, surroundings=Surroundings(suspended_s=lambda: asleep[0]))
+    bench = on_bench(use, asleep=asleep)
     assert bench.engine.streams == 2
 
 

@@ -8,7 +8,6 @@ from guarding import Bench, on_bench
 from kensho.base.events import CircuitChanged
 from kensho.resilience.circuit import Mode
 from kensho.resilience.classify import FailureClass
-from kensho.resilience.surroundings import Surroundings
 from kensho.testing.engine import Fault
 
 
@@ -70,7 +69,7 @@ def test_a_stream_that_goes_on_after_the_machine_slept_is_not_killed_for_the_can
         await asyncio.sleep(51.0)
         assert bench.mode is Mode.CLOSED
 
-    assert on_bench(use, surroundings=Surroundings(suspended_s=lambda: asleep[0])).engine.kills == 0
+    assert on_bench(use, asleep=asleep).engine.kills == 0
 
 
 def test_a_canary_that_hangs_is_late_five_seconds_after_it_got_the_engine() -> None:

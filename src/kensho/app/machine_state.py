@@ -4,21 +4,27 @@ All of it is read from /proc and from clocks, without touching an engine or a dr
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
 from kensho.app.circuit_file import CircuitFile
-from kensho.base.clock import Seconds
+from kensho.base.clock import SystemClock
 from kensho.resilience.surroundings import MachineSeen, Surroundings
 from kensho.runtime.cache.graph_entry import read_boot_id
 from kensho.runtime.system.machine import read_machine
 
 _MAX_BYTES = 4096
 
+_KNOWS_SLEEP = hasattr(time, "CLOCK_BOOTTIME")
+boot_s = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if _KNOWS_SLEEP else SystemClock.monotonic_s
+"""Seconds since the machine was started, its sleep included where the kernel says that. No function of ours around it:
+it is read for each request."""
+
 
 def surroundings(memory: CircuitFile, graph: str, root: Path = Path("/")) -> Surroundings:
     """The edges of the circuits of one model. `graph`: what else, if it changes, makes an engine another one."""
     engine = f"{read_machine().engine_version} {graph}"
-    return Surroundings(look=lambda: look(engine, root), suspended_s=suspended_s, memory=memory)
+    return Surroundings(look=lambda: look(engine, root), boot_s=boot_s, memory=memory)
 
 
 def look(engine: str, root: Path = Path("/")) -> MachineSeen:
@@ -31,13 +37,6 @@ def look(engine: str, root: Path = Path("/")) -> MachineSeen:
     except OSError:
         is_there = False
     return MachineSeen(" | ".join((read_boot_id(root), engine, driver)), is_device_there=is_there)
-
-
-def suspended_s() -> Seconds:
-    """How long the machine has slept since its start; 0 where the kernel does not say."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return 0.0
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _first_line(path: Path) -> str:

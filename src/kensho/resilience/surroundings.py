@@ -1,6 +1,6 @@
 """What a circuit must be told of the machine around its engine. The edges are in `app`; here are their shapes.
 
-    Surroundings(fingerprint=..., look=..., suspended_s=..., memory=...)
+    Surroundings(look=..., boot_s=..., memory=...)
 
 Without them a circuit works too: it forgets, does not notice that the machine slept, and leaves HARD_OPEN only when a
 person says so.
@@ -45,8 +45,9 @@ class Forgetful:
 class Surroundings(Struct):
     look: Callable[[], MachineSeen] = lambda: MachineSeen("", is_device_there=False)
     """A few reads of small files; called at most once in `check_s`."""
-    suspended_s: Callable[[], Seconds] = lambda: 0.0
-    """How long the machine has slept since it was booted: on Linux CLOCK_BOOTTIME less CLOCK_MONOTONIC."""
+    boot_s: Callable[[], Seconds] = lambda: 0.0
+    """A clock that goes on while the machine sleeps, as the monotonic one does not: on Linux CLOCK_BOOTTIME. Read once
+    for each request."""
     memory: CircuitMemory = Forgetful()
 
 
