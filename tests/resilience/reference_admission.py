@@ -88,14 +88,16 @@ class ReferenceQueue:
             deadline_s = now_s + self.settings.deadlines_s[priority]
         one = Waiting(self.number(), priority, now_s, deadline_s, work, engine, "", 2)
         if now_s + needed_s(one, estimate) > deadline_s:
-            return [self.refusal(one, "deadline", estimate)]
+            # A deadline of its own choice, shorter than the usual one, is no sign of overload.
+            is_own_choice = deadline_s - now_s < self.settings.deadlines_s[priority]
+            return [(self.refusal if is_own_choice else self.rejection)(one, "deadline", now_s, estimate)]
         self.look(now_s, estimate)
         level = self.level(now_s)
         if self.waiting and self.drain_s(one, estimate) > (deadline_s - now_s - needed_s(one, estimate)) / 2:
             if level == "SATURATED" and priority in {Priority.NORMAL, Priority.LOW}:
-                return [self.refusal(one, "saturated", estimate)]
+                return [self.refusal(one, "saturated", now_s, estimate)]
             if level == "PRESSURED" and priority is Priority.LOW:
-                return [self.refusal(one, "pressured", estimate)]
+                return [self.refusal(one, "pressured", now_s, estimate)]
         places = self.bound(estimate) + (self.settings.critical_reserve if priority is Priority.CRITICAL else 0)
         refusals = []
         if len(self.fresh()) >= places:
@@ -223,9 +225,9 @@ class ReferenceQueue:
 
     def rejection(self, one: Waiting, reason: str, now_s: float, estimate: Estimate) -> tuple[int, str, float]:
         self.rejections.append(now_s)
-        return self.refusal(one, reason, estimate)
+        return self.refusal(one, reason, now_s, estimate)
 
-    def refusal(self, one: Waiting, reason: str, estimate: Estimate) -> tuple[int, str, float]:
+    def refusal(self, one: Waiting, reason: str, now_s: float, estimate: Estimate) -> tuple[int, str, float]:
         return one.number, reason, self.drain_s(one, estimate)
 
     def drain_s(self, one: Waiting, estimate: Estimate) -> float:

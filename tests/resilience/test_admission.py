@@ -199,6 +199,35 @@ def test_five_rejections_in_ten_seconds_pause_unimportant_work_only() -> None:
     assert waiting.level(10.0) is not Level.SATURATED
 
 
+@pytest.mark.parametrize(
+    ("within_s", "level"), [(None, Level.SATURATED), (10.0, Level.SATURATED), (9.9, Level.NORMAL), (-1.0, Level.NORMAL)]
+)
+def test_refusals_at_the_door_saturate_unless_the_client_chose_to_allow_less_than_is_usual(
+    within_s: float | None, level: Level
+) -> None:
+    waiting = queue()
+    for _ in range(5):
+        assert waiting.level(1.0) is Level.NORMAL
+        deadline_s = None if within_s is None else 1.0 + within_s
+        assert [one.reason for one in waiting.offer(HIGH, deadline_s, 1.0, needs(10.1))[1]] == ["deadline"]
+    assert waiting.level(1.0) is level
+
+
+def test_a_deadline_that_is_no_number_is_refused_and_saturates_nothing() -> None:
+    waiting = queue()
+    for _ in range(9):
+        assert [one.reason for one in waiting.offer(HIGH, float("nan"), 1.0, NOTHING_KNOWN)[1]] == ["deadline"]
+    assert waiting.level(1.0) is Level.NORMAL
+
+
+def test_requests_whose_time_passes_in_the_queue_saturate() -> None:
+    waiting = queue()
+    for _ in range(5):
+        waiting.offer(HIGH, 2.0, 1.0, NOTHING_KNOWN)
+    assert len(waiting.take(3.0, NOTHING_KNOWN)[1]) == 5
+    assert waiting.level(3.0) is Level.SATURATED
+
+
 def test_refusals_because_of_saturation_do_not_prolong_it() -> None:
     waiting = queue(bound=1)
     fill(waiting, HIGH, 1)

@@ -30,7 +30,7 @@ def candidate(engine: str, times: tuple[Times, Times]) -> Candidate:
 
 TIMES = st.builds(
     Times,
-    st.sampled_from([(), ((8, 0.05),), ((8, 0.05), (64, 0.3)), ((1, 0.2),)]),
+    st.sampled_from([(), ((8, 0.05),), ((8, 0.05), (64, 1.75)), ((1, 0.2),)]),
     st.sampled_from([0.0, 0.01, 0.1]),
 )
 ESTIMATES = st.builds(
@@ -185,7 +185,7 @@ TestSideBySide.settings = settings(
 
 # --- the random walk ---
 
-ALL_TIMES = [Times(), Times(((8, 0.05), (64, 0.3)), 0.01), Times(((1, 0.2),), 0.1), Times(((64, 0.6),))]
+ALL_TIMES = [Times(), Times(((8, 0.05), (64, 0.3)), 0.01), Times(((1, 0.2),), 0.1), Times(((64, 1.75),))]
 
 
 def random_settings(rng: random.Random) -> AdmissionSettings:
@@ -320,6 +320,14 @@ MUTANTS = {
     ),
     "PRESSURED at once": ("now_s - self._slow_since_s >= self._after_s", "True"),
     "PRESSURED without end": ("self._is_slow = bool(shares) and", "self._is_slow = self._is_slow or bool(shares) and"),
+    "a deadline of the client's own choice saturates": (
+        "if deadline_s - now_s >= self._settings.deadlines_s[priority]:",
+        "if True:",
+    ),
+    "an engine that is too slow for everybody saturates nothing": (
+        "if deadline_s - now_s >= self._settings.deadlines_s[priority]:",
+        "if False:",
+    ),
     "an empty queue sheds": ("        if not len(self):\n            return False\n", ""),
     "a begun request can be evicted": (
         "line = self._urgent if is_urgent else self._resumed",

@@ -8,7 +8,8 @@ first; every tenth start goes to the lowest waiting class, unless a CRITICAL req
 `low_turn` others for each LOW request before it. (5) Inside a class the oldest goes first, until it has waited too long
 and has a crowd behind it: then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten
 seconds are called SATURATED: NORMAL and LOW newcomers are refused if the queue will not have drained within half of the
-time that they may wait. That is announced, and no circuit is opened. (7) A request that was begun and had to stop
+time that they may wait. That is announced, and no circuit is opened. Every refusal counts but those of this rule, whose
+retries would prolong it, and those at the door of whoever allows less time than its class has by default. (7) A request that was begun and had to stop
 (`resume`) goes before the others of its class, and is never evicted.
 
 Every method is O(1), except where a rule looks at the whole queue (at most `bound_most` + reserve requests): when it is
@@ -188,6 +189,8 @@ class AdmissionQueue:
         ticket = Ticket(self._next_number, priority, now_s, deadline_s, work, engine)
         self._next_number += 1
         if not _is_in_time(ticket, now_s, estimate):
+            if deadline_s - now_s >= self._settings.deadlines_s[priority]:
+                self._pressure.rejected(now_s)  # who allows less, may ask for more than an engine at rest can do
             return ticket, [self._refuse(ticket, "deadline", estimate)]
         self.look(now_s, estimate)
         level = self.level(now_s)
