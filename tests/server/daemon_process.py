@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -48,7 +49,8 @@ def make_store(folder: Path) -> Path:
 class Daemon:
     """`kensho serve` until it ends. `url` once it answers."""
 
-    def __init__(self, store: Path, *options: str) -> None:
+    def __init__(self, store: Path, *options: str, open_files: tuple[int, int] | None = None) -> None:
+        """`open_files`: its soft and hard limit."""
         self.store = store
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kensho", "serve", "--port", "0", "--json", "--store", str(store), *options],
@@ -56,6 +58,8 @@ class Daemon:
             stderr=subprocess.PIPE,
             text=True,
         )
+        if open_files:  # the interpreter needs longer to start than this
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, open_files)
         assert self.process.stdout
         line = self.process.stdout.readline()
         assert line, self.process.communicate()
@@ -92,8 +96,8 @@ def kensho(store: Path, *argv: str) -> "subprocess.CompletedProcess[str]":
 
 
 @contextmanager
-def running(store: Path, *options: str) -> Iterator[Daemon]:
-    daemon = Daemon(store, *options)
+def running(store: Path, *options: str, open_files: tuple[int, int] | None = None) -> Iterator[Daemon]:
+    daemon = Daemon(store, *options, open_files=open_files)
     try:
         yield daemon
     finally:

@@ -20,9 +20,11 @@ from kensho.base.errors import StorageError
 from kensho.base.events import DaemonStarted, DaemonStopped
 from kensho.server.control import Choose, ControlServer
 from kensho.server.daemon_lock import DaemonLock
+from kensho.server.descriptors import http_places
 from kensho.server.host_guard import LOOPBACK_NAMES
 from kensho.server.http_app import make_http_app
 from kensho.server.http_server import HttpServer
+from kensho.server.library_words import library_words_heard
 
 
 async def serve(
@@ -34,8 +36,14 @@ async def serve(
     if (await asyncio.to_thread(app.status)).state == "storage-missing":
         raise StorageError(f"there is no store in {store}", advice="run kensho init --from URL --root ROOT.json")
     began_s = clock.monotonic_s()
-    with DaemonLock(store, clock=clock):
-        http = HttpServer(settings.http_host, settings.http_port, is_remote_allowed=settings.http_remote)
+    with DaemonLock(store, clock=clock), library_words_heard(app.emit):
+        http = HttpServer(
+            settings.http_host,
+            settings.http_port,
+            is_remote_allowed=settings.http_remote,
+            places=http_places(),
+            emit=app.emit,
+        )
         control = ControlServer(store, choose)
         try:
             await control.start()

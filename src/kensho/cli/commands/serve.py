@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kensho import __version__
 from kensho.base.errors import NoDaemon, UsageError
 from kensho.base.events import Event
+from kensho.base.structs import replace
 from kensho.cli.arguments import Arguments
 from kensho.cli.command_line import Said, parse
 from kensho.cli.context import Context, Result
@@ -51,10 +52,18 @@ def _names(text: str) -> tuple[str, ...]:
 def run(context: Context) -> Result:
     import asyncio
 
-    try:
-        return asyncio.run(_serve(context))
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None  # told to stop twice: running answers were not waited for
+    from kensho.server.descriptors import raise_limit
+    from kensho.server.lossy_stderr import lossy_stderr
+
+    raise_limit()
+    with lossy_stderr() as stderr:
+        output = Output(
+            is_json=context.output.is_json, is_quiet=context.output.is_quiet, clock=context.clock, stderr=stderr
+        )
+        try:
+            return asyncio.run(_serve(replace(context, output=output)))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None  # told to stop twice: running answers were not waited for
 
 
 async def _serve(context: Context) -> Result:
@@ -73,8 +82,7 @@ async def _serve(context: Context) -> Result:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, end)
-    # Where a person watches, warnings are shown as they come. Elsewhere the log has them: a pipe that nobody reads
-    # would stop the daemon when it is full.
+    # Where a person watches, warnings are shown as they come. Elsewhere the log has them.
     listener = context.output.on_event if sys.stderr.isatty() else None
     app = await Kensho(context.settings, clock=context.clock, listener=listener).__aenter__()
     try:
