@@ -79,6 +79,19 @@ def test_it_is_refused_after_the_second_host_and_never_reaches_a_third() -> None
     assert [event.outcome for event in events if isinstance(event, RequestFinished)] == ["failed"] * 5 + ["ok"]
 
 
+def test_a_person_who_gives_a_circuit_back_lets_it_be_tried_again() -> None:
+    async def use(scheduler: Scheduler) -> None:
+        for _ in range(2):
+            with pytest.raises(PoisonRequest):
+                await ask(scheduler, DEADLY_PROMPT)
+        await asyncio.sleep(1.0)
+        scheduler.force("primary", None)
+        with pytest.raises(PoisonRequest):
+            await ask(scheduler, DEADLY_PROMPT)
+
+    assert in_world(use)[1] == 4
+
+
 def test_hosts_that_were_killed_by_others_are_not_blamed_on_it() -> None:
     async def use(scheduler: Scheduler) -> None:
         with pytest.raises(Exception, match="no answer") as caught:

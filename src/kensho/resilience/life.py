@@ -113,10 +113,10 @@ class Life:
         error: KenshoError | None = None
         floor.retries.earn()
         try:
-            floor.poison.check(self._request.prompt_ids, floor.clock.monotonic_s())
+            floor.poison.check(self._request.prompt_ids, self._request.sampling, floor.clock.monotonic_s())
             await self._answer()
             outcome = "ok"
-            floor.poison.clear(self._request.prompt_ids)
+            floor.poison.clear(self._request.prompt_ids, self._request.sampling)
             floor.lengths.add(len(self._accepted), floor.clock.monotonic_s())
         except asyncio.CancelledError:
             outcome, error = "cancelled", floor.closing()
@@ -265,11 +265,11 @@ class Life:
         self._why, self._avoids = lost.why, lost.engine
         if lost.was_working and self._missing > 0:
             now_s = floor.clock.monotonic_s()
-            deaths = floor.poison.blame(self._request.prompt_ids, lost.why, now_s)
+            deaths = floor.poison.blame(self._request.prompt_ids, self._request.sampling, lost.why, now_s)
             if deaths == DEADLY:
                 prompt_tokens = len(self._request.prompt_ids)
                 floor.emit(RequestPoisoned(model=floor.model, prompt_tokens=prompt_tokens, hosts=deaths))
-            floor.poison.check(self._request.prompt_ids, now_s)
+            floor.poison.check(self._request.prompt_ids, self._request.sampling, now_s)
         has_left = not floor.guards[lost.engine].admits
         move = after_failure(
             missing=self._missing,

@@ -213,6 +213,8 @@ class Scheduler:
         """A person's word about one engine: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY, or None. Raises ConfigError."""
         if engine not in self._guards:
             raise ConfigError(f"there is no engine {engine!r}", advice="name one of the model's engines")
+        if mode is None:
+            self._floor.poison.forget()
         self._guards[engine].force(mode, for_s)
 
     def snapshot(self) -> SchedulerSnapshot:

@@ -28,7 +28,7 @@ async def call_whole(request: Request, floor: Floor, call: Callable[[Engine], Aw
     progress, outcome = StreamProgress(floor.clock.monotonic_s()), "failed"
     floor.retries.earn()
     try:
-        floor.poison.check(request.prompt_ids, floor.clock.monotonic_s())
+        floor.poison.check(request.prompt_ids, request.sampling, floor.clock.monotonic_s())
         result = await _until_answered(request, floor, progress, call)
         outcome = "ok"
         return result
@@ -70,8 +70,8 @@ async def _until_answered(
                 now_s = floor.clock.monotonic_s()
                 progress.lost(lost.engine, lost.why, lost.silent_since_s)
                 if lost.was_working:
-                    floor.poison.blame(request.prompt_ids, lost.why, now_s)
-                    floor.poison.check(request.prompt_ids, now_s)
+                    floor.poison.blame(request.prompt_ids, request.sampling, lost.why, now_s)
+                    floor.poison.check(request.prompt_ids, request.sampling, now_s)
                 may_repeat = not floor.guards[lost.engine].admits or floor.retries.spend()
                 if why is not None or not may_repeat:
                     said = "it failed twice" if why else "too many calls had to be repeated lately"
