@@ -127,7 +127,7 @@ def test_a_host_that_ignores_sigterm_and_its_closed_socket_is_killed_after_the_g
             it.host.terminate()
         assert it.say("ask") == " ".join(map(str, undisturbed))
         assert GRACE_S <= float(it.say("close")) < GRACE_S + REAP_S
-        assert not it.host.is_running()
+        assert not lives(it.host)
         assert it.process.wait(10) == 0
 
 
