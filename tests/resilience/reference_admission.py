@@ -214,13 +214,11 @@ class ReferenceQueue:
                     for w in order
                     if w.engine == engine or (w.engine is None and not (has_others and w.avoids == engine))
                 ]
-            if not order:
-                continue
-            one = order[0]
-            is_late = now_s + needed_s(one, estimate) > one.deadline_s
-            # Whoever is late only on this engine is left to the others.
-            if is_late or now_s + needed_s(one, estimate, engine) <= one.deadline_s:
-                return one
+            for one in order[:8]:
+                is_late = now_s + needed_s(one, estimate) > one.deadline_s
+                # Whoever is late only on this engine is left to the others.
+                if is_late or now_s + needed_s(one, estimate, engine) <= one.deadline_s:
+                    return one
         return None
 
     def rejection(self, one: Waiting, reason: str, now_s: float, estimate: Estimate) -> tuple[int, str, float]:

@@ -307,6 +307,19 @@ def test_a_request_that_no_engine_can_do_in_time_here_is_left_to_the_quicker_one
     assert waiting.take(0.0, estimate, "gpu") == (urgent, [])
 
 
+@pytest.mark.parametrize(("ahead", "is_found"), [(1, True), (7, True), (8, False)])
+def test_those_who_are_too_much_for_a_slow_engine_are_not_in_the_way_of_their_class(ahead: int, is_found: bool) -> None:
+    """As many of them as are looked at."""
+    waiting = queue(lifo_after_s=100.0)
+    estimate = Estimate((takes("gpu", 0.1), takes("cpu", 5.0)), slots=2)
+    for _ in range(ahead):
+        waiting.offer(NORMAL, 1.0, 0.0, estimate)
+    patient, _ = waiting.offer(NORMAL, 60.0, 0.0, estimate)
+    other, _ = waiting.offer(LOW, 60.0, 0.0, estimate)
+    assert waiting.take(0.0, estimate, "cpu") == (patient if is_found else other, [])
+    assert len(waiting) == ahead + 1
+
+
 def test_what_a_request_needs_grows_with_its_prompt_and_its_steps() -> None:
     times = Times(((64, 0.1), (256, 0.5)), step_s=0.02)
     assert times.needed_s(Work(64)) == 0.1

@@ -189,11 +189,11 @@ ALL_TIMES = [Times(), Times(((8, 0.05), (64, 0.3)), 0.01), Times(((1, 0.2),), 0.
 
 
 def random_settings(rng: random.Random) -> AdmissionSettings:
-    least, bound = rng.randint(1, 4), rng.randint(4, 8)
+    least, bound = rng.randint(1, 4), rng.choice([4, 6, 8, 30])
     return AdmissionSettings(
         bound=bound,
         bound_least=least,
-        bound_most=rng.randint(bound, 12),
+        bound_most=bound + rng.randint(0, 4),
         bound_budget_s=4.0,
         critical_reserve=rng.randint(0, 2),
         low_turn=rng.randint(1, 4),
@@ -308,7 +308,7 @@ MUTANTS = {
     "the lowest class has its turn before CRITICAL": ("and not self._waits(Priority.CRITICAL):", "and True:"),
     "the turn comes one too late": (">= self._settings.low_turn - 1", ">= self._settings.low_turn"),
     "never the newest first": ("is_lifo = is_crowd and", "is_lifo = False and"),
-    "the newest first without a crowd": ("is_crowd = len(fresh) >", "is_crowd = len(fresh) >= 0 or len(fresh) >"),
+    "the newest first without a crowd": ("is_crowd = len(fresh) >", "is_crowd = len(fresh) > 0 or len(fresh) >"),
     "SATURATED sheds HIGH too": (
         "level is Level.SATURATED and priority >= Priority.NORMAL",
         "level is Level.SATURATED and priority >= Priority.HIGH",
@@ -354,6 +354,11 @@ MUTANTS = {
         "if is_late_anywhere or now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s:",
         "if True:",
     ),
+    "whoever is too much for a slow engine is in the way of the others": (
+        "is_late_anywhere or now_s",
+        "ticket is not None or now_s",
+    ),
+    "a slow engine looks at one of each class": ("LOOKED_AT = 8", "LOOKED_AT = 1"),
     "nobody is stranded": ("if not self._named_count:", "if True:"),
 }
 

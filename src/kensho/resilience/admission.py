@@ -9,16 +9,18 @@ first; every tenth start goes to the lowest waiting class, unless a CRITICAL req
 and has a crowd behind it: then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten
 seconds are called SATURATED: NORMAL and LOW newcomers are refused if the queue will not have drained within half of the
 time that they may wait. That is announced, and no circuit is opened. Every refusal counts but those of this rule, whose
-retries would prolong it, and those at the door of whoever allows less time than its class has by default. (7) A request that was begun and had to stop
-(`resume`) goes before the others of its class, and is never evicted.
+retries would prolong it, and those at the door of whoever allows less time than its class has by default. (7) A request
+that was begun and had to stop (`resume`) goes before the others of its class, and is never evicted.
 
 Every method is O(1), except where a rule looks at the whole queue (at most `bound_most` + reserve requests): when it is
-full, and for the level, ten times a second.
+full, and for the level, ten times a second; and `take` of an engine that is too slow for those who would go next, who
+are left to the others: it looks at `LOOKED_AT` of each class.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 from enum import IntEnum
+from itertools import islice
 from typing import Literal
 
 from kensho.base.clock import Seconds
@@ -131,6 +133,9 @@ _WORDS: dict[Reason, tuple[str, str]] = {
 }
 
 _UNMEASURED_SERVICE_S = 1.0  # guess, for the retry-after of the very first refusals
+LOOKED_AT = 8
+"""Guess. Those of a class are much alike: where eight in a row are too much for an engine, so are most of the others.
+And an engine that finds nothing must not look at four hundred at each step of the other one."""
 _PATIENCE = 0.5  # share of its time; refusing whoever waits at all costs a tenth of the goodput of bursts (simulated)
 
 _Line = OrderedDict[int, Ticket]
@@ -299,15 +304,13 @@ class AdmissionQueue:
         return [*refused, self._reject(oldest, "evicted", now_s, estimate)]
 
     def _next(self, now_s: Seconds, estimate: Estimate, engine: str | None) -> Ticket | None:
-        """Who goes next on this engine, or is found to be too late. One who would be too late only here is left to
-        the other engines, and the next class is asked."""
+        """Who goes next on this engine, or is found to be too late. Those who would be too late only here are left to
+        the other engines."""
         for priority in self._order():
-            ticket = self._first_of(priority, now_s, estimate, engine)
-            if ticket is None:
-                continue
-            is_late_anywhere = not _is_in_time(ticket, now_s, estimate)
-            if is_late_anywhere or now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s:
-                return ticket
+            for ticket in islice(self._line(priority, now_s, estimate, engine), LOOKED_AT):
+                is_late_anywhere = not _is_in_time(ticket, now_s, estimate)
+                if is_late_anywhere or now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s:
+                    return ticket
         return None
 
     def _order(self) -> list[Priority]:
@@ -316,15 +319,15 @@ class AdmissionQueue:
             classes.insert(0, self._lowest_or(Priority.LOW))
         return classes
 
-    def _first_of(self, priority: Priority, now_s: Seconds, estimate: Estimate, engine: str | None) -> Ticket | None:
+    def _line(self, priority: Priority, now_s: Seconds, estimate: Estimate, engine: str | None) -> Iterator[Ticket]:
+        """Those of a class who may use the engine, in the order in which they go."""
         urgent, resumed, fresh = (line.values() for line in self._lines(priority))
         is_crowd = len(fresh) > self._settings.lifo_per_slot * max(1, estimate.slots)
         is_lifo = is_crowd and now_s - next(iter(fresh)).arrived_s > self._settings.lifo_after_s
         for line in (urgent, resumed, reversed(fresh) if is_lifo else fresh):
             for ticket in line:
                 if engine is None or ticket.may_use(engine, has_others=len(estimate.candidates) > 1):
-                    return ticket
-        return None
+                    yield ticket
 
     def _lowest_or(self, default: Priority) -> Priority:
         return next((p for p in reversed(Priority) if self._waits(p)), default)
