@@ -12,6 +12,7 @@ from kensho.base.errors import (
     Damaged,
     DeadlineMissed,
     EngineCrashed,
+    EngineError,
     KenshoError,
     ModelError,
     NotEnoughMemory,
@@ -165,6 +166,11 @@ def test_a_refusal_says_when_to_come_back(kind: type[Overloaded]) -> None:
     client = ask(ScriptedApp([], kind("busy", retry_after_s=1.25)))
     assert client.status == 503
     assert (client.headers["retry-after"], client.headers["retry-after-ms"]) == ("2", "1250")
+
+
+def test_engines_that_are_all_out_say_when_to_come_back_if_they_know_it() -> None:
+    client = ask(ScriptedApp([], EngineError("no answer: no engine can take it now", retry_after_s=42.4)))
+    assert (client.status, client.headers["retry-after"]) == (502, "43")
 
 
 def test_an_error_in_the_middle_is_the_last_event() -> None:

@@ -4,6 +4,8 @@ from kensho.base.clock import Seconds
 from kensho.base.structs import Struct
 from kensho.resilience.circuit import ADMITTING, ADVICE, Counters, HardReason, Mode, State
 
+_COMING = frozenset({Mode.HALF_OPEN, Mode.RESTARTING})
+
 
 class CircuitStatus(Struct):
     """Ages instead of times: a point on the monotonic clock means nothing elsewhere."""
@@ -28,6 +30,11 @@ class CircuitStatus(Struct):
     @property
     def admits(self) -> bool:
         return self.mode in ADMITTING
+
+    @property
+    def back_in_s(self) -> Seconds | None:
+        """How soon it may take requests again; 0 if it does, or is being started or proven now. None: not by itself."""
+        return 0.0 if self.mode in ADMITTING | _COMING else self.leaves_in_s
 
     def as_fields(self) -> dict[str, object]:
         """Flat and plain, for JSON: `state`, `reason`, `advice`, ages in seconds, counters by name."""

@@ -331,9 +331,12 @@ class _Watch:
 
 
 def nobody_left(guards: Sequence[Guard], reason: str) -> EngineError:
-    """The last word about a stream that no engine takes: which ones, why, and when to come back."""
+    """The last word about a stream that no engine takes: which ones, why, and (`retry_after_s`) when to come back."""
     states = [(guard.name, guard.snapshot()) for guard in guards]
-    waits = [seen.leaves_in_s for _, seen in states if seen.leaves_in_s is not None]
-    back = f"try again in {max(1.0, min(waits)):.0f} s" if waits else "see `kensho status`"
+    waits_s = [seen.back_in_s for _, seen in states if seen.back_in_s is not None]
     listed = ", ".join(f"{name} is {seen.mode} ({seen.reason})" for name, seen in states)
-    return EngineError(f"no answer: {reason}; {listed}", advice=back)
+    words = f"no answer: {reason}; {listed}"
+    if not waits_s:
+        return EngineError(words, advice="see `kensho status`")
+    retry_after_s = max(1.0, min(waits_s))
+    return EngineError(words, advice=f"try again in {retry_after_s:.0f} s", retry_after_s=retry_after_s)

@@ -300,9 +300,9 @@ class Scheduler:
 
     async def _learn_canary(self, guard: Guard, permit: int) -> None:
         try:
-            async with guard.lane:
+            async with guard.lane, asyncio.timeout(self._settings.breaker.canary_timeout_s):
                 await self._canary.learn(guard.engine, self._clock.monotonic_s)
-        except EngineError as error:
+        except Exception as error:  # a time-out among them; a task's exception would be nobody's
             guard.failed(permit, classify(error) or FailureClass.UNKNOWN)
         except BaseException:
             guard.cancelled(permit)

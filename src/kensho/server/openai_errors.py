@@ -1,7 +1,8 @@
 """Errors in the shape that clients of OpenAI's API know: a status and `{"error": {message, type, param, code}}`. Pure.
 
 One table from error families to statuses, as `cli.exits` has one to exit codes. A refusal is 503 with `Retry-After`,
-which the official clients honour and retry.
+which the official clients honour and retry; so has every other error that knows when to come back, such as that of
+engines that are all out.
 """
 
 import math
@@ -67,9 +68,8 @@ def problem_of(error: KenshoError) -> Problem:
     )
     param = error.facts.get("param")
     headers = {}
-    if isinstance(error, Overloaded):
-        after_s = error.facts.get("retry_after_s")
-        after_s = float(after_s) if isinstance(after_s, int | float) else 1.0
+    after_s = error.facts.get("retry_after_s", 1.0 if isinstance(error, Overloaded) else None)
+    if isinstance(after_s, int | float):
         # RFC 9110 knows whole seconds; the official clients read the finer one first.
         headers = {"retry-after": str(max(1, math.ceil(after_s))), "retry-after-ms": str(math.ceil(after_s * 1000))}
     return Problem(status, str(error), kind, code or error.code, param if isinstance(param, str) else None, headers)
