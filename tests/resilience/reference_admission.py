@@ -92,6 +92,10 @@ class ReferenceQueue:
             is_own_choice = deadline_s - now_s < self.settings.deadlines_s[priority]
             return [(self.refusal if is_own_choice else self.rejection)(one, "deadline", now_s, estimate)]
         self.look(now_s, estimate)
+        for engine in estimate.idle:
+            if one.engine in {None, engine} and now_s + needed_s(one, estimate, engine) <= deadline_s:
+                self.waiting.append(one)  # it will not wait
+                return []
         level = self.level(now_s)
         if self.waiting and self.drain_s(one, estimate) > (deadline_s - now_s - needed_s(one, estimate)) / 2:
             if level == "SATURATED" and priority in {Priority.NORMAL, Priority.LOW}:

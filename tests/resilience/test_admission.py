@@ -320,6 +320,22 @@ def test_those_who_are_too_much_for_a_slow_engine_are_not_in_the_way_of_their_cl
     assert len(waiting) == ahead + 1
 
 
+def test_nobody_is_refused_while_an_engine_is_idle_that_can_do_it_in_time() -> None:
+    """The queue is full, and SATURATED: of those who wait for the other engine."""
+    estimate = Estimate((takes("gpu", 0.1), takes("cpu", 5.0)), service_s=5.0, slots=2, idle=("cpu",))
+    waiting = queue(bound=2)
+    named = [waiting.offer(HIGH, None, 0.0, estimate, engine="gpu")[1] for _ in range(7)]
+    assert [len(refused) for refused in named] == [0, 0, 1, 1, 1, 1, 1]
+    assert waiting.level(0.0) is Level.SATURATED
+    for priority in (LOW, NORMAL):
+        ticket, refused = waiting.offer(priority, 5.0, 0.0, estimate)
+        assert refused == []
+        assert waiting.take(0.0, estimate, "cpu") == (ticket, [])
+        ticket, refused = waiting.offer(priority, 4.9, 0.0, estimate)
+        assert [(one.ticket, one.reason) for one in refused] == [(ticket, "saturated")]
+        assert len(waiting.offer(priority, 5.0, 0.0, estimate, engine="gpu")[1]) == 1
+
+
 def test_what_a_request_needs_grows_with_its_prompt_and_its_steps() -> None:
     times = Times(((64, 0.1), (256, 0.5)), step_s=0.02)
     assert times.needed_s(Work(64)) == 0.1

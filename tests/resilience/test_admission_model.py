@@ -39,6 +39,7 @@ ESTIMATES = st.builds(
     st.sampled_from([0.0, 0.1, 2.0]),
     st.sampled_from([0.0, 0.5, 1.0, 3.0]),
     st.integers(1, 2),
+    st.sampled_from([(), (), ENGINES[:1], ENGINES[1:]]),
 )
 WORK = st.builds(Work, st.sampled_from([1, 8, 9, 100]), st.sampled_from([0, 0, 3]))
 SETTINGS = st.builds(
@@ -206,7 +207,8 @@ def random_settings(rng: random.Random) -> AdmissionSettings:
 def random_estimate(rng: random.Random) -> Estimate:
     engines = ENGINES[: rng.choice([0, 1, 2, 2])]
     candidates = tuple(Candidate(engine, rng.choice(ALL_TIMES), rng.choice(ALL_TIMES)) for engine in engines)
-    return Estimate(candidates, rng.choice([0.0, 0.1, 2.0]), rng.choice([0.0, 0.5, 1.0, 3.0]), rng.randint(1, 2))
+    idle = () if rng.random() < 0.8 else engines[-1:]
+    return Estimate(candidates, rng.choice([0.0, 0.1, 2.0]), rng.choice([0.0, 0.5, 1.0, 3.0]), rng.randint(1, 2), idle)
 
 
 def walk(queue_class: Any, *, steps: int, seed: int) -> None:
@@ -315,8 +317,8 @@ MUTANTS = {
     ),
     "SATURATED for ever": ("now_s - rejected_at_s[0] < self._window_s", "True"),
     "shedding counts as rejection": (
-        'return ticket, [self._refuse(ticket, "saturated" if is_shed else "pressured", estimate)]',
-        'return ticket, [self._reject(ticket, "saturated" if is_shed else "pressured", now_s, estimate)]',
+        'return [self._refuse(newcomer, "saturated" if is_shed else "pressured", estimate)]',
+        'return [self._reject(newcomer, "saturated" if is_shed else "pressured", now_s, estimate)]',
     ),
     "PRESSURED at once": ("now_s - self._slow_since_s >= self._after_s", "True"),
     "PRESSURED without end": ("self._is_slow = bool(shares) and", "self._is_slow = self._is_slow or bool(shares) and"),
@@ -359,6 +361,15 @@ MUTANTS = {
         "ticket is not None or now_s",
     ),
     "a slow engine looks at one of each class": ("LOOKED_AT = 8", "LOOKED_AT = 1"),
+    "an idle engine does not help": (
+        "refused = [] if self._may_begin(ticket, now_s, estimate) else self",
+        "refused = self",
+    ),
+    "an idle engine takes what it cannot do": (
+        "and now_s + estimate.needed_s(newcomer, engine) <= newcomer.deadline_s",
+        "and True",
+    ),
+    "an idle engine takes who may not use it": ("newcomer.engine in {None, engine} and", ""),
     "nobody is stranded": ("if not self._named_count:", "if True:"),
 }
 

@@ -1,7 +1,8 @@
 """Who waits, who goes next, who is refused (rows S4, S5). Pure: no task, no timer; `now_s` is passed in, monotonic.
 
 Rules: (1) At most `bound` requests wait, and `critical_reserve` CRITICAL ones beyond that; the bound follows the
-measured service time (see `bound_of`). (2) When it is full, a newcomer takes the place of the oldest request of the
+measured service time (see `bound_of`). Nobody waits, or is refused, for whom an engine is idle that can do it in time.
+(2) When it is full, a newcomer takes the place of the oldest request of the
 lowest class below its own. (3) A request is started only if it can be in time: now + needed <= deadline, where what it
 needs is a p95, not a mean, and for CRITICAL the median; if not, it is refused at once. (4) The highest class goes
 first; every tenth start goes to the lowest waiting class, unless a CRITICAL request waits: LOW starts after at most
@@ -73,6 +74,8 @@ class Estimate(Struct):
     """Mean time that a request keeps its slot."""
     service_p95_s: Seconds = 0.0
     slots: int = 1
+    idle: tuple[str, ...] = ()
+    """Those candidates that nobody uses now."""
 
     def needed_s(self, ticket: "Ticket", engine: str | None = None) -> Seconds:
         """From its start, on `engine`, or (None) on the quickest that it may use."""
@@ -198,11 +201,7 @@ class AdmissionQueue:
                 self._pressure.rejected(now_s)  # who allows less, may ask for more than an engine at rest can do
             return ticket, [self._refuse(ticket, "deadline", estimate)]
         self.look(now_s, estimate)
-        level = self.level(now_s)
-        is_shed = level is Level.SATURATED and priority >= Priority.NORMAL
-        if (is_shed or (level is Level.PRESSURED and priority is Priority.LOW)) and self._waits_long(ticket, estimate):
-            return ticket, [self._refuse(ticket, "saturated" if is_shed else "pressured", estimate)]
-        refused = self._make_room(ticket, now_s, estimate)
+        refused = [] if self._may_begin(ticket, now_s, estimate) else self._find_place(ticket, now_s, estimate)
         if not any(one.ticket is ticket for one in refused):
             self._fresh[priority][ticket.number] = ticket
             self._fresh_count += 1
@@ -284,6 +283,22 @@ class AdmissionQueue:
     def level(self, now_s: Seconds) -> Level:
         """How hard pressed the queue is."""
         return self._pressure.level(now_s)
+
+    def _may_begin(self, newcomer: Ticket, now_s: Seconds, estimate: Estimate) -> bool:
+        """An engine is idle because those who wait cannot use it: whoever else can does not wait, however many do."""
+        return any(
+            newcomer.engine in {None, engine} and now_s + estimate.needed_s(newcomer, engine) <= newcomer.deadline_s
+            for engine in estimate.idle
+        )
+
+    def _find_place(self, newcomer: Ticket, now_s: Seconds, estimate: Estimate) -> list[Refused]:
+        """Those who are refused for it, or it alone."""
+        level, priority = self.level(now_s), newcomer.priority
+        is_shed = level is Level.SATURATED and priority >= Priority.NORMAL
+        is_paused = is_shed or (level is Level.PRESSURED and priority is Priority.LOW)
+        if is_paused and self._waits_long(newcomer, estimate):
+            return [self._refuse(newcomer, "saturated" if is_shed else "pressured", estimate)]
+        return self._make_room(newcomer, now_s, estimate)
 
     def _make_room(self, newcomer: Ticket, now_s: Seconds, estimate: Estimate) -> list[Refused]:
         reserve = self._settings.critical_reserve if newcomer.priority is Priority.CRITICAL else 0

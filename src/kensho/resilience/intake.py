@@ -102,7 +102,9 @@ class Intake:
 
     def estimate(self) -> Estimate:
         now_s, candidates, times = self._clock.monotonic_s(), self._candidates(), self._service_times
-        return Estimate(candidates, times.mean(now_s), times.p95(now_s), max(1, len(candidates)))
+        held = {turn.engine for turn in self._turns}
+        idle = tuple(one.engine for one in candidates if one.engine not in held and self._is_free(one.engine))
+        return Estimate(candidates, times.mean(now_s), times.p95(now_s), max(1, len(candidates)), idle)
 
     async def wait_for_turn(
         self, priority: Priority, deadline_s: Seconds, work: Work = ONE, engine: str | None = None
@@ -139,12 +141,8 @@ class Intake:
         ticket = turn.ticket
         if self._closed or len(self._queue):
             return None
-        free = (
-            one.engine
-            for one in self._free()
-            if ticket.may_use(one.engine, has_others=False) and one.engine != turn.engine
-        )
-        engine = next(free, None)
+        idle = self.estimate().idle
+        engine = next((one for one in idle if one != turn.engine and ticket.may_use(one, has_others=False)), None)
         return None if engine is None else self._begin(ticket, engine)
 
     def give_back(self, turn: Turn) -> None:
@@ -171,8 +169,8 @@ class Intake:
         if not estimate.candidates and len(self._queue) and self._is_hopeless():
             while self._start_one(estimate, None):
                 pass  # each is told that there is no engine
-        for one in self._free():
-            self._start_one(estimate, one.engine)
+        for engine in estimate.idle:
+            self._start_one(estimate, engine)
         while (stranded := self._queue.take_stranded(estimate)) is not None:
             self._start(stranded, None)
         self._interrupt(estimate)
@@ -211,10 +209,6 @@ class Intake:
             raise
         turn: Turn = future.result()
         return turn
-
-    def _free(self) -> list[Candidate]:
-        held = {turn.engine for turn in self._turns}
-        return [one for one in self._candidates() if one.engine not in held and self._is_free(one.engine)]
 
     def _start_one(self, estimate: Estimate, engine: str | None) -> bool:
         ticket, refused = self._queue.take(self._clock.monotonic_s(), estimate, engine)
