@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kensho.base.events import ConnectionsScarce, Event
 from kensho.server import control
 from kensho.server.control import ControlServer
 from kensho.server.control_frames import (
@@ -57,6 +58,9 @@ class Commands:
             print("interrupted", file=streams.err, flush=True)
             return 130
 
+    async def busy(self, request: Request, streams: Streams) -> int:
+        return 9 if request.is_too_many else await self.run(request, streams)
+
     async def echo(self, request: Request, streams: Streams) -> int:
         print(*request.argv[1:], file=streams.out, flush=True)
         print(streams.err.isatty(), end="", file=streams.err, flush=True)
@@ -79,9 +83,9 @@ class Commands:
 
 
 @asynccontextmanager
-async def serving(store: Path) -> AsyncIterator[tuple[Commands, ControlServer]]:
+async def serving(store: Path, events: list[Event] | None = None) -> AsyncIterator[tuple[Commands, ControlServer]]:
     commands = Commands()
-    server = ControlServer(store, commands.choose)
+    server = ControlServer(store, commands.choose, emit=(events if events is not None else []).append)
     await server.start()
     try:
         yield commands, server
@@ -154,6 +158,68 @@ def test_half_a_request_is_not_waited_for_without_end(tmp_path: Path, monkeypatc
             assert await ask(tmp_path, RUN[:-3]) == []
             assert await ask(tmp_path, b"") == []
             assert server.commands == 0
+
+    asyncio.run(main())
+
+
+def test_who_says_nothing_loses_its_place_to_who_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CONTROL_PLACES", 3)
+    events: list[Event] = []
+
+    async def main() -> None:
+        async with serving(tmp_path, events) as (_, server):
+            silent = [await asyncio.open_unix_connection(str(tmp_path / SOCKET_NAME)) for _ in range(10)]
+            silent[9][1].write(RUN[:3])
+            for _ in range(3):
+                assert (await ask(tmp_path, request("echo")))[-1] == (EXIT, b"\3")
+            for reader, _ in silent[:7]:
+                assert await reader.read() == b""
+            await server.close(grace_s=0.0)
+            for _, writer in silent:
+                writer.close()
+
+    asyncio.run(main())
+    (crowd,) = [event for event in events if isinstance(event, ConnectionsScarce)]
+    assert crowd.closed >= 8 and crowd.refused == 0
+
+
+def test_as_many_commands_run_as_may_and_the_next_one_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "MAX_COMMANDS", 2)
+    events: list[Event] = []
+
+    async def main() -> None:
+        async with serving(tmp_path, events) as (_, server):
+            running = [asyncio.create_task(ask(tmp_path, request("busy"))) for _ in range(2)]
+            await until(lambda: server.commands == 2)
+            assert (await ask(tmp_path, request("busy")))[-1] == (EXIT, b"\x09")
+            assert (await ask(tmp_path, request("echo")))[-1] == (EXIT, b"\3")
+            await server.close(grace_s=0.0)
+            assert {(await one)[-1] for one in running} == {(EXIT, b"\x82")}
+
+    asyncio.run(main())
+    assert [(event.closed, event.refused) for event in events if isinstance(event, ConnectionsScarce)] == [(0, 2)]
+
+
+def test_a_crowd_at_once_is_served(tmp_path: Path) -> None:
+    """As many as the kernel keeps; asyncio's own number would let the hundred and first fail."""
+
+    async def main() -> None:
+        async with serving(tmp_path):
+            clients = []
+            most = int(Path("/proc/sys/net/core/somaxconn").read_text())  # noqa: ASYNC240
+            for _ in range(min(control.LISTEN_BACKLOG, most) - 1):  # without a turn of the loop
+                clients.append(socket.socket(socket.AF_UNIX))
+                clients[-1].setblocking(False)
+                clients[-1].connect(str(tmp_path / SOCKET_NAME))
+                clients[-1].sendall(request("echo"))
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(10):
+                answers = [await loop.sock_recv(client, 5) for client in clients]
+            for client in clients:
+                client.close()
+            assert answers.count(frame(ACCEPTED)) >= min(control.CONTROL_PLACES, most - 1)
 
     asyncio.run(main())
 

@@ -8,8 +8,9 @@ The daemon runs the very same command with models that are warm already and send
 the same with and without one. This module imports `sys` and built-in modules only (`_signal`, `_socket`, `posix`): it
 lies between the start of the interpreter and the first token. The wire's format: `server.control_frames`.
 
-Rules: (1) a daemon is never required: whatever goes wrong before it has said anything ends in None; (2) only a daemon
-of the same user, or of root's, is believed; (3) Ctrl-C stops the command, a second one the client.
+Rules: (1) a daemon is never required: without one, and for what it says is not for it, the answer is None; (2) a daemon
+that is there and says nothing is not worked around: an engine beside its engines would be past every queue; (3) only a
+daemon of the same user, or of root's, is believed; (4) Ctrl-C stops the command, a second one the client.
 """
 
 import _signal  # type: ignore[import-not-found]  # `signal` would import enum: 1 ms
@@ -42,7 +43,9 @@ SERVED = ("run", "status", "warm", "fault", "circuit", "level")
 """The commands that a daemon runs."""
 
 ACCEPT_S = 2.0
-"""A daemon that has not answered by then hangs, and is left alone. A healthy one takes under a millisecond."""
+"""A daemon that has not answered by then hangs. A healthy one takes under a millisecond."""
+_QUEUE_S = (2).to_bytes(8, sys.byteorder) + bytes(8)
+"""For a place among those whom it has not seen yet: the same, as a `struct timeval`."""
 INTERRUPTED = 130
 FAILURE = 1
 _LOST = "the daemon ended in the middle of the command"
@@ -59,15 +62,22 @@ def try_daemon(argv: "Sequence[str]", environ: "Mapping[str, str]") -> int | Non
         given, store = store_of(argv, environ)
         if not store or sys.stdout is None or sys.stderr is None:
             return None
-        connection = _connect(store)
-        if connection is None:
-            return None
         try:
-            return _Talk(connection, is_json="--json" in argv).run(_request(argv, given, environ))
-        finally:
-            connection.close()
+            connection = _connect(store)
+            if connection is None:
+                return None
+            try:
+                return _Talk(connection, is_json="--json" in argv).run(_request(argv, given, environ))
+            finally:
+                connection.close()
+        except _Unheard:
+            return _tell_unheard(store, argv)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+class _Unheard(Exception):
+    """Somebody listens there, and has not said a word."""
 
 
 class _Talk:
@@ -138,12 +148,12 @@ class _Talk:
                 raise ValueError("the daemon has gone")
             received += data
 
-    def _lost(self) -> int | None:
-        """Nothing was said yet: the command is run here instead. Otherwise its end is told, in the command's form."""
+    def _lost(self) -> int:
+        """The end is told in the command's form, unless nothing was said yet."""
         if self._is_cancelled:
             return INTERRUPTED
         if not self._has_spoken:
-            return None
+            raise _Unheard
         if self._is_json:
             summary = f'"error": "daemon_lost", "message": "{_LOST}", "advice": "{_LOST_ADVICE}"'
             _write(f'{{"type": "summary", "ok": false, "code": {FAILURE}, {summary}}}\n'.encode(), is_error=False)
@@ -165,7 +175,32 @@ def _write(payload: bytes, *, is_error: bool) -> bool:
     return True
 
 
+def _tell_unheard(store: str, argv: "Sequence[str]") -> int | None:
+    """None if nobody holds the daemon's lock (it has died just now), and for the command that starts no engine."""
+    from pathlib import Path
+
+    from kensho.base.clock import SystemClock
+    from kensho.base.errors import Overloaded
+    from kensho.cli.main import tell_error
+    from kensho.cli.output import Output
+    from kensho.cli.usage import words_of
+    from kensho.server.daemon_lock import running_daemon
+
+    who = running_daemon(Path(store))
+    if who is None:
+        return None
+    output = Output(is_json="--json" in argv, is_quiet="--quiet" in argv, clock=SystemClock())
+    if argv[words_of(list(argv))[0]] == "status":
+        output.note(f"warning: the daemon of this store ({who}) does not answer; this is what the store says")
+        return None
+    advice = "come back in a few seconds; if it never answers it is stuck: end it with SIGKILL, and start it again"
+    return tell_error(
+        output, Overloaded(f"the daemon of this store ({who}) does not answer", advice=advice, retry_after_s=ACCEPT_S)
+    )
+
+
 def _connect(store: str) -> _socket.socket | None:
+    """None: nobody listens, or it is none of ours. Raises _Unheard when so many wait that it takes no more."""
     address = f"{store}/{SOCKET_NAME}"
     folder = -1
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -173,12 +208,16 @@ def _connect(store: str) -> _socket.socket | None:
         if len(address.encode("utf-8", "surrogateescape")) > MAX_ADDRESS_BYTES:
             folder = posix.open(store, posix.O_PATH | posix.O_DIRECTORY)
             address = f"/proc/self/fd/{folder}/{SOCKET_NAME}"
-        connection.settimeout(ACCEPT_S)
+        # As SO_SNDTIMEO, so that it waits until there is room in the queue: with a time limit of Python's it would not.
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _QUEUE_S)
         connection.connect(address)
         credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
         own = posix.getuid()
         if own != 0 and int.from_bytes(credentials[4:8], sys.byteorder) not in (0, own):
             raise PermissionError("somebody else's")
+    except BlockingIOError:
+        connection.close()
+        raise _Unheard from None
     except (OSError, ValueError):  # no such file, nobody listens, a NUL in the path ...
         connection.close()
         return None

@@ -1,6 +1,6 @@
 """The daemon's end of the store's socket: runs commands for thin clients. What goes over it: `control_frames`.
 
-    control = ControlServer(store, choose)
+    control = ControlServer(store, choose, emit=emit)
     await control.start()
     ...
     await control.close(grace_s=5.0)
@@ -10,7 +10,9 @@ the client shall run it itself. The coroutine is cancelled when the client asks 
 
 Rules: (1) only the same user and root are served (SO_PEERCRED); (2) one command a connection, asked for within
 REQUEST_S; (3) what a client does not read is kept up to MAX_UNREAD_BYTES, then its command is cancelled; (4) no client
-can hurt another, whatever it sends; (5) the socket file appears with mode 0600, in one rename, and goes at the end.
+can hurt another, whatever it sends: who says nothing loses its place to the next one, and while MAX_COMMANDS run,
+`choose` is told that one more is too many; (5) the socket file appears with mode 0600, in one rename, and goes at the
+end.
 """
 
 import asyncio
@@ -24,6 +26,7 @@ from typing import Literal
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import StorageError
+from kensho.base.events import Emit
 from kensho.server.control_frames import (
     ACCEPTED,
     CANCEL,
@@ -41,6 +44,9 @@ from kensho.server.control_frames import (
     header,
 )
 from kensho.server.control_streams import NotMine, Request, Stream, Streams
+from kensho.server.descriptors import ACCEPTED_AT_ONCE, CONTROL_PLACES, has_unread
+from kensho.server.gathering import gather_crowd
+from kensho.server.places import Places
 
 REQUEST_S: Seconds = 5.0
 """A client that has not said what it wants by then is cut off (guess; a real one needs a millisecond)."""
@@ -48,8 +54,9 @@ LINGER_S: Seconds = 5.0
 """How long the last frames wait for a client to read them (guess)."""
 MAX_UNREAD_BYTES = 1 << 20
 """Five times the longest answer there can be; what is written meanwhile is held in memory."""
-MAX_CONNECTIONS = 128
-
+MAX_COMMANDS = 128
+LISTEN_BACKLOG = 512
+"""Connections that the kernel keeps until they are accepted; further clients wait for that."""
 
 Choose = Callable[[Request, Streams], Coroutine[None, None, int]]
 
@@ -57,11 +64,15 @@ Choose = Callable[[Request, Streams], Coroutine[None, None, int]]
 class ControlServer:
     """Listens on STORE/daemon.sock. The caller holds the store's `DaemonLock`: any socket file there is stale."""
 
-    def __init__(self, store: Path, choose: Choose) -> None:
+    def __init__(self, store: Path, choose: Choose, *, emit: Emit) -> None:
         self._store = store
         self._choose = choose
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
+        self._places: Places[_Connection] = Places(
+            CONTROL_PLACES, told=0, has_said=lambda one: has_unread(one.transport)
+        )
+        self._crowd = gather_crowd("the store's socket", MAX_COMMANDS, emit)
 
     async def start(self) -> None:
         """Raises StorageError where the socket cannot be made."""
@@ -71,7 +82,10 @@ class ControlServer:
             raise StorageError(
                 f"cannot make {self._store / SOCKET_NAME}: {error.strerror}", advice="check the store's folder"
             ) from error
-        self._server = await asyncio.get_running_loop().create_unix_server(self._connect, sock=listener)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._connect, sock=listener, backlog=ACCEPTED_AT_ONCE)
+        # asyncio has one number for what it accepts in one turn of the loop and for what the kernel keeps meanwhile.
+        listener.listen(LISTEN_BACKLOG)
 
     @property
     def commands(self) -> int:
@@ -94,30 +108,61 @@ class ControlServer:
             await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(self._connections):
             connection.end()
+        self._crowd.flush()
 
     def _connect(self) -> "_Connection":
-        return _Connection(self._choose, self._connections)
+        return _Connection(self)
+
+    def enter(self, connection: "_Connection") -> bool:
+        """Whether a new one may stay."""
+        if not _is_allowed(connection.transport.get_extra_info("socket")):
+            return False
+        entry = self._places.enter(connection)
+        if entry.instead_of:
+            self._crowd.add("closed")
+            entry.instead_of.transport.abort()
+        if entry.verdict != "stays":
+            self._crowd.add("refused")
+            return False
+        self._connections.add(connection)
+        return True
+
+    def choose(
+        self, connection: "_Connection", argv: list[str], about: Mapping[str, str], streams: Streams
+    ) -> Coroutine[None, None, int]:
+        """The command that a client asks for. Raises NotMine."""
+        self._places.asked(connection)
+        is_too_many = self.commands >= MAX_COMMANDS
+        command = self._choose(Request(argv, about, is_too_many), streams)
+        if is_too_many:
+            self._crowd.add("refused")
+        return command
+
+    def waits(self, connection: "_Connection") -> None:
+        """What came from it was no whole request."""
+        self._places.waits(connection)
+
+    def leave(self, connection: "_Connection") -> None:
+        self._places.leave(connection)
+        self._connections.discard(connection)
 
 
 class _Connection(asyncio.Protocol):
     """One client. States: waiting for its request, running its command (`task`), over."""
 
-    def __init__(self, choose: Choose, connections: "set[_Connection]") -> None:
-        self._choose = choose
-        self._connections = connections
+    def __init__(self, server: ControlServer) -> None:
+        self._server = server
         self._received = bytearray()
         self._was_asked = False
         self.task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # create_unix_server makes no other
-        self._transport = transport
+        self.transport = transport
         self._timer = asyncio.get_running_loop().call_later(REQUEST_S, transport.abort)
         self._streams = self._make_streams({})
-        if len(self._connections) >= MAX_CONNECTIONS or not _is_allowed(transport.get_extra_info("socket")):
+        if not self._server.enter(self):
             transport.abort()
-        else:
-            self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -125,7 +170,7 @@ class _Connection(asyncio.Protocol):
             kind, length = header(self._received)
             is_expected = kind == CANCEL if self._was_asked else kind == REQUEST
             if not is_expected or length > (0 if kind == CANCEL else MAX_REQUEST_BYTES):
-                self._transport.abort()  # no client of ours
+                self.transport.abort()  # no client of ours
                 return
             end = HEADER_BYTES + length
             if len(self._received) < end:
@@ -138,11 +183,13 @@ class _Connection(asyncio.Protocol):
                 self._was_asked = True
                 self._timer.cancel()
                 self._begin(payload)
+        if not self._was_asked:
+            self._server.waits(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._timer.cancel()
         if self.task is None:
-            self._connections.discard(self)
+            self._server.leave(self)
         self.cancel("client")
 
     def cancel(self, by: Literal["client", "daemon"]) -> None:
@@ -154,23 +201,23 @@ class _Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """Close when the client has read what is left; it is not waited for without end."""
-        self._transport.close()
-        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
+        self.transport.close()
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
     def _begin(self, payload: bytes) -> None:
         try:
             about, argv = decode_request(payload)
         except ValueError:
-            self._transport.abort()
+            self.transport.abort()
             return
         self._streams = self._make_streams(about)
         try:
-            command = self._choose(Request(argv, about), self._streams)
+            command = self._server.choose(self, argv, about, self._streams)
         except NotMine as reason:
-            self._transport.write(frame(NOT_MINE, str(reason).encode("utf-8", "backslashreplace")))
+            self.transport.write(frame(NOT_MINE, str(reason).encode("utf-8", "backslashreplace")))
             self.end()
             return
-        self._transport.write(frame(ACCEPTED))
+        self.transport.write(frame(ACCEPTED))
         self.task = asyncio.create_task(self._run(command))
 
     async def _run(self, command: Coroutine[None, None, int]) -> None:
@@ -179,8 +226,8 @@ class _Connection(asyncio.Protocol):
             self._send(EXIT, bytes([code]))
         finally:
             self.task = None
-            if self._transport.is_closing():
-                self._connections.discard(self)
+            if self.transport.is_closing():
+                self._server.leave(self)
             else:
                 self.end()
 
@@ -192,10 +239,10 @@ class _Connection(asyncio.Protocol):
         )
 
     def _send(self, kind: bytes, payload: bytes) -> None:
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             return
-        self._transport.write(frame(kind, payload))
-        if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+        self.transport.write(frame(kind, payload))
+        if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self.cancel("client")
 
 
@@ -217,7 +264,7 @@ def _listen(store: Path) -> socket.socket:
         (store / name).unlink(missing_ok=True)
         listener.bind(address)
         (store / name).chmod(0o600)
-        listener.listen(MAX_CONNECTIONS)
+        listener.listen(LISTEN_BACKLOG)
         (store / name).replace(store / SOCKET_NAME)
     except BaseException:
         listener.close()

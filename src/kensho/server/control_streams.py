@@ -20,6 +20,8 @@ class Request(Struct):
     argv: Sequence[str]
     about: Mapping[str, str]
     """What the client said of itself: see `cli.client`."""
+    is_too_many: bool = False
+    """As many commands run as may: what takes time is refused."""
 
 
 class Stream:

@@ -44,7 +44,7 @@ async def serve(
             places=http_places(),
             emit=app.emit,
         )
-        control = ControlServer(store, choose)
+        control = ControlServer(store, choose, emit=app.emit)
         try:
             await control.start()
             await http.start(_http_app(app, http, clock))

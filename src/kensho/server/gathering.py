@@ -7,13 +7,17 @@ crowd.flush()                   # at the end: tells what is left
 
 import asyncio
 from collections.abc import Callable, Hashable, Mapping
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from kensho.base.clock import Seconds
+from kensho.base.events import ConnectionsScarce, Emit
 
 K = TypeVar("K", bound=Hashable)
+Crowding = Literal["closed", "refused"]
+"""What becomes of connections for which there is no place."""
 
 SOON_S: Seconds = 0.5
+CROWD_EVERY_S: Seconds = 10.0
 MAX_KEYS = 64
 """Different things between two tellings; more are not counted (guess)."""
 
@@ -45,3 +49,13 @@ class Gathering(Generic[K]):
         counts, self._counts = self._counts, {}
         if counts:
             self._tell(counts)
+
+
+def gather_crowd(interface: str, places: int, emit: Emit) -> Gathering[Crowding]:
+    """Of one interface with so many places: told as `ConnectionsScarce`."""
+
+    def tell(counts: Mapping[Crowding, int]) -> None:
+        closed, refused = counts.get("closed", 0), counts.get("refused", 0)
+        emit(ConnectionsScarce(interface=interface, places=places, closed=closed, refused=refused))
+
+    return Gathering(tell, every_s=CROWD_EVERY_S)

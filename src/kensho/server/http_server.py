@@ -14,8 +14,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterator
 
 import h11
 import uvicorn
@@ -24,9 +23,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import ConfigError, PortInUse, UsageError
-from kensho.base.events import ConnectionsScarce, Emit
+from kensho.base.events import Emit
 from kensho.server.descriptors import ACCEPTED_AT_ONCE, TOLD, has_unread
-from kensho.server.gathering import Gathering
+from kensho.server.gathering import Crowding, Gathering, gather_crowd
 from kensho.server.openai_errors import Problem
 from kensho.server.places import Places
 from kensho.server.responses import send_problem
@@ -39,9 +38,6 @@ HEAD_S: Seconds = 10.0
 """For how long a request's head may take, and a new connection for its first (guess)."""
 TOLD_S: Seconds = 1.0
 """The same for a connection without a place."""
-CROWD_EVERY_S: Seconds = 10.0
-Crowding = Literal["closed", "refused"]
-
 _FULL = Problem(
     503, "all connections are in use; come back", "overloaded_error", "overloaded", headers={"retry-after": "1"}
 )
@@ -64,8 +60,7 @@ class HttpServer:
                 advice="add --allow-remote if that is wanted, or leave --host out",
             )
         self._places: Places[_Connection] = Places(places, told=TOLD, has_said=lambda one: has_unread(one.transport))
-        self._emit = emit
-        self._crowd: Gathering[Crowding] = Gathering(self._tell_crowd, every_s=CROWD_EVERY_S)
+        self._crowd = gather_crowd("HTTP", places, emit)
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -116,10 +111,6 @@ class HttpServer:
             if isinstance(connection, H11Protocol):
                 connection.transport.abort()
         self._crowd.flush()
-
-    def _tell_crowd(self, counts: Mapping[Crowding, int]) -> None:
-        closed, refused = counts.get("closed", 0), counts.get("refused", 0)
-        self._emit(ConnectionsScarce(interface="HTTP", places=self._places.places, closed=closed, refused=refused))
 
 
 class _Config(uvicorn.Config):

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kensho import __version__
-from kensho.base.errors import NoDaemon, UsageError
+from kensho.base.errors import NoDaemon, Overloaded, UsageError
 from kensho.base.events import Event
 from kensho.base.structs import replace
 from kensho.cli.arguments import Arguments
@@ -135,7 +135,14 @@ def _choose(daemon: Context, app: "Kensho", request: "Request", streams: "Stream
     output = Output(
         is_json="--json" in argv, is_quiet="--quiet" in argv, clock=daemon.clock, stdout=streams.out, stderr=streams.err
     )
+    if request.is_too_many and args.command != "status":
+        return _refuse(output)
     return _act(module, Context(args, settings, output, daemon.clock), app, streams)
+
+
+async def _refuse(output: Output) -> int:
+    busy = Overloaded("the daemon runs as many commands as it can", advice="come back in a second", retry_after_s=1.0)
+    return tell_error(output, busy)
 
 
 async def _act(module: ModuleType, context: Context, app: "Kensho", streams: "Streams") -> int:
