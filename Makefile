@@ -73,7 +73,7 @@ mutate: setup-dev  ## change every line that decides, and see that a test fails 
 
 soak: setup-dev  ## the long forms: virtual days of faults, a thousand kills, models beside their references (15 minutes)
 	@$(BIN)/python tests/resilience/breaker_walk.py 1000000
-	@KENSHO_LONG=1 $(BIN)/python -m pytest tests/resilience/test_admission_model.py
+	@KENSHO_LONG=1 $(BIN)/python -m pytest tests/resilience/test_admission_model.py tests/resilience/test_breaker_model.py
 	@$(BIN)/python bench/soak.py
 	@$(BIN)/python bench/failover.py --kills 1000
 

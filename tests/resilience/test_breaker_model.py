@@ -1,8 +1,15 @@
-"""The breaker against an independent reference, and against mutants of itself that the comparison must catch."""
+"""The breaker against an independent reference, and against mutants of itself that the comparison must catch.
+
+Hypothesis chooses the steps, and shrinks what it finds; the random walk takes many more of them in the same time.
+`make soak` lets Hypothesis take 100 000 steps too.
+"""
+
+import os
+from collections import Counter
 
 import pytest
 from breaker_walk import FORCED, OUTCOMES, PACES, SETTINGS, START_OUTCOMES, STEPS_S, Pair, mutant, walk
-from hypothesis import settings as hypothesis_settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -12,6 +19,9 @@ from kensho.resilience.failure_class import FailureClass as F
 from kensho.resilience.transitions import TRANSITIONS
 
 DRAWS = st.floats(0, 0.999)
+IS_LONG = bool(os.environ.get("KENSHO_LONG"))
+TAKEN = Counter[str]()
+"""By Hypothesis: rules, and the inputs that they made, each compared."""
 
 
 class Compared(RuleBasedStateMachine):
@@ -69,13 +79,29 @@ class Compared(RuleBasedStateMachine):
 
     @invariant()
     def open_time_is_bounded(self) -> None:
+        TAKEN["rules"] += 1
         if self.pair.state.mode is Mode.OPEN:
             assert self.pair.state.until_s is not None
             assert self.pair.state.until_s - self.pair.state.entered_s <= SETTINGS.open_cap_s
 
+    def teardown(self) -> None:
+        TAKEN["inputs"] += self.pair.steps
 
-Compared.TestCase.settings = hypothesis_settings(max_examples=15, stateful_step_count=30, deadline=None)
+
 TestComparedWithTheReference = Compared.TestCase
+TestComparedWithTheReference.settings = settings(
+    max_examples=2200 if IS_LONG else 15,
+    stateful_step_count=60 if IS_LONG else 30,
+    deadline=None,
+    derandomize=not IS_LONG,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.skipif(not IS_LONG, reason="a sample of a few hundred steps; `make soak` takes them all")
+def test_hypothesis_took_a_hundred_thousand_steps() -> None:
+    print(f"{TAKEN['rules']} rules, {TAKEN['inputs']} inputs")
+    assert min(TAKEN.values()) >= 100_000
 
 
 def test_no_difference_from_the_reference_on_a_long_walk() -> None:
