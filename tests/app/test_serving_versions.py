@@ -5,11 +5,11 @@ import fcntl
 import os
 
 import pytest
-from serving_world import COMPILE_S, GRAPH_BYTES, MIB, World
+from serving_world import COMPILE_S, GRAPH_BYTES, MIB, START_S, World
 
 from kensho.app.activity import loaded_versions
 from kensho.app.places import Successor
-from kensho.app.serving import LOOK_EVERY_S, Serving
+from kensho.app.serving import DRAIN_S, LOOK_EVERY_S, Serving
 from kensho.app.successors import RETRY_S, ROOM_RETRY_S, next_step
 from kensho.app.tiers import HOST_BYTES, IDLE_CLOSE_S, PACK_TOKENS, RESERVE_BYTES
 from kensho.base.errors import CompileFailed, EngineError
@@ -230,7 +230,7 @@ def room_for(models: int) -> int:
     return RESERVE_BYTES + models * (HOST_BYTES + 10 * MIB) + MIB
 
 
-def test_where_both_do_not_fit_the_old_version_goes_first_while_nobody_is_answered(world: World) -> None:
+def test_where_both_do_not_fit_the_old_version_goes_first_once_its_streams_have_ended(world: World) -> None:
     world.opener.compiled, world.machine_bytes = {"m", "m 2"}, room_for(1)
 
     async def scene(serving: Serving) -> None:
@@ -238,6 +238,9 @@ def test_where_both_do_not_fit_the_old_version_goes_first_while_nobody_is_answer
         async with serving.use(world.model("m")):
             world.now_has("2")
             await asyncio.sleep(10 * ROOM_RETRY_S)
+            began_s = world.clock.monotonic_s()
+            assert await version(world, serving) == "1"
+            assert world.clock.monotonic_s() - began_s <= DRAIN_S
             assert world.opener.versions == ["1"]
         await asyncio.sleep(ROOM_RETRY_S + LOOK_EVERY_S)
         assert world.opener.versions == ["2"]
@@ -248,17 +251,22 @@ def test_where_both_do_not_fit_the_old_version_goes_first_while_nobody_is_answer
     assert told[:2] == ("1", "2") and "no room" in told[2]
 
 
-def test_who_comes_in_that_moment_is_answered_by_the_new_version(world: World) -> None:
+def test_who_comes_in_that_moment_waits_for_the_new_version_and_no_longer(world: World) -> None:
     world.opener.compiled, world.machine_bytes = {"m", "m 2"}, room_for(1)
+
+    async def ask_on(serving: Serving) -> set[str]:
+        found = set()
+        for _ in range(100):
+            began_s = world.clock.monotonic_s()
+            found.add(await version(world, serving, seconds=0.5))
+            assert world.clock.monotonic_s() - began_s < 1.0 + 2 * START_S
+        return found
 
     async def scene(serving: Serving) -> None:
         await serving.pin(world.model("m"))
         world.now_has("2")
-        found = set()
-        for _ in range(2000):
-            found.add(await version(world, serving, seconds=0.001))
-            await asyncio.sleep(0.005)
-        assert found == {"1", "2"}
+        found = await asyncio.gather(*(ask_on(serving) for _ in range(3)))
+        assert found == [{"1", "2"}] * 3, "there is never a moment in which nobody asks"
         assert world.opener.versions == ["2"]
 
     world.run(scene)

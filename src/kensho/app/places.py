@@ -45,6 +45,8 @@ class Loaded(Struct, frozen=False):
 
     served: ServedModel
     users: int = 0
+    idle: asyncio.Event = field(factory=asyncio.Event)
+    """Set when its last request ends; who waits clears it first."""
     lease: Lease | None = None
     """Of a version that others have followed: given back when its last request has ended."""
 

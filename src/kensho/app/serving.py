@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING
 
 from kensho.app.opening import ServedModel
 from kensho.app.places import Loaded, Opener, Place, Places
-from kensho.app.tiers import (
-    COPIES,
-    KEPT_MODELS,
-    WINDOW_S,
-    TierFacts,
-    choose_tier,
-)
+from kensho.app.tiers import COPIES, KEPT_MODELS, WINDOW_S, TierFacts, choose_tier
 from kensho.app.traffic import Traffic
 from kensho.app.verifying import Verifying
 from kensho.app.warmup import BEFORE_IDLE_S, Room
@@ -35,6 +29,8 @@ from kensho.runtime.text.codec import TextCodec
 from kensho.settings import Settings
 
 LOOK_EVERY_S: Seconds = 5.0
+DRAIN_S: Seconds = 2.0
+"""So long requests may wait for those that run, where there is no room for two versions beside each other (guess)."""
 RETRY_S: Seconds = 300.0
 """After an upgrade that failed (guess); the graph cache has a longer memory for compiles that fail again and again."""
 
@@ -94,6 +90,8 @@ class Serving:
                 yield loaded.served
             finally:
                 loaded.users -= 1
+                if not loaded.users:
+                    loaded.idle.set()
                 place.used_at_s = self._clock.monotonic_s()
                 self._places.end_retired()
 
@@ -283,14 +281,10 @@ class Serving:
         )
 
     async def _open_instead(self, place: Place, installed: InstalledModel, make: GraphFinder) -> Place:
-        """There is no room for both: while nobody is answered, the old version ends first. Who comes meanwhile waits
-        for the new one, or for the old one if that does not start."""
+        """There is no room for both: the old version ends first, when what it answers now is over. Who comes meanwhile
+        waits for the new one, or for the old one if that does not start."""
         async with self._lane(installed.model):
-            if place.loaded.users:
-                raise NotEnoughMemory(
-                    f"there is no room for {installed.version} beside {place.installed.version}, which is in use",
-                    advice="it takes its place as soon as nobody is answered",
-                )
+            await _drain(place.loaded, installed.version)
             self._places.take(place)
             lease = place.lease
             try:
@@ -386,3 +380,17 @@ class Serving:
             if place and place.installed.version == event.version:
                 place.tokens.append((self._clock.monotonic_s(), event.tokens))
         self._emit(event)
+
+
+async def _drain(loaded: Loaded, wanted_version: str) -> None:
+    """Returns when nobody uses it any more; nobody can begin to. Raises NotEnoughMemory if that takes too long."""
+    loaded.idle.clear()
+    if loaded.users:
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await loaded.idle.wait()
+        except TimeoutError:
+            raise NotEnoughMemory(
+                f"there is no room for {wanted_version} beside {loaded.served.graph.version}, which is answering",
+                advice="it is tried again; raise model_memory_bytes or close other programs",
+            ) from None

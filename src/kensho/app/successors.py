@@ -23,7 +23,7 @@ from kensho.delivery.store import InstalledModel
 RETRY_S: Seconds = 300.0
 """After a version that could not be used (guess; the graph cache has a longer memory for compiles that fail)."""
 ROOM_RETRY_S: Seconds = 30.0
-"""Where there was no room for both: requests end, other models go (guess)."""
+"""Where there was no room for both, and streams went on (guess)."""
 
 
 class Shelf(Protocol):
