@@ -232,6 +232,7 @@ class World:
                 RequestFinished(
                     model=name,
                     version=served.graph.version,
+                    request=1,
                     engine="primary",
                     tier=served.graph.tier,
                     priority="high",

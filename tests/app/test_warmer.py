@@ -27,6 +27,7 @@ def finished(name: str) -> RequestFinished:
     return RequestFinished(
         model=name,
         version="1",
+        request=1,
         engine="primary",
         tier="mapped",
         priority="high",

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from scheduling import LONG, PROMPT, TEN, WHOLE, World, in_world
+from scheduling import LONG, PROMPT, TEN, WHOLE, World, collect, in_world
 
 from kensho.base.errors import DeadlineMissed, Overloaded
 from kensho.base.events import AdmissionChanged, RequestFinished, RequestRejected, StreamMoved
@@ -166,3 +166,18 @@ def test_hundreds_of_cancels_of_waiting_requests_leave_nothing() -> None:
         assert await running == expected_ids(PROMPT, LONG)
 
     in_world(use, engines=1)
+
+
+def test_each_request_has_a_number_of_its_own_that_all_its_events_have() -> None:
+    async def use(world: World) -> None:
+        answers = [world.scheduler.submit(PROMPT, TEN, priority=Priority.HIGH) for _ in range(6)]
+        numbers = [answer.number for answer in answers]
+        assert numbers == sorted(set(numbers))
+        results = await asyncio.gather(*[collect(answer) for answer in answers], return_exceptions=True)
+        refused = {n for n, result in zip(numbers, results, strict=True) if isinstance(result, Overloaded)}
+        assert {event.request for event in world.of(RequestRejected)} == refused
+        assert {event.request for event in world.of(RequestFinished)} == set(numbers) - refused
+        assert {event.model for event in world.of(RequestRejected)} == {"m"}
+        assert len(refused) == 3
+
+    in_world(use, engines=1, admission=AdmissionSettings(bound=2, bound_least=2, bound_most=2))

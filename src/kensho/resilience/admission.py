@@ -91,7 +91,7 @@ class Estimate(Struct):
 
 
 class Ticket(Struct):
-    """One waiting request. `number` is unique in its queue."""
+    """One waiting request. `number` is unique in its queue; a request that waits again has another one."""
 
     number: int
     priority: Priority
@@ -103,6 +103,8 @@ class Ticket(Struct):
     """The only engine that may do it; None: any."""
     avoids: str = ""
     """The engine that it comes from, which gets it again only when there is no other."""
+    request: int = 0
+    """Whose ticket it is; for the owner of the queue."""
 
     def may_use(self, engine: str, *, has_others: bool) -> bool:
         if self.engine is not None:
@@ -187,6 +189,7 @@ class AdmissionQueue:
         *,
         work: Work = ONE,
         engine: str | None = None,
+        request: int = 0,
     ) -> tuple[Ticket, list[Refused]]:
         """A newcomer. It waits now, unless it is itself among the refused; others may have lost their place to it.
 
@@ -194,7 +197,7 @@ class AdmissionQueue:
         """
         if deadline_s is None:
             deadline_s = now_s + self._settings.deadlines_s[priority]
-        ticket = Ticket(self._next_number, priority, now_s, deadline_s, work, engine)
+        ticket = Ticket(self._next_number, priority, now_s, deadline_s, work, engine, request=request)
         self._next_number += 1
         if not _is_in_time(ticket, now_s, estimate):
             if deadline_s - now_s >= self._settings.deadlines_s[priority]:

@@ -107,16 +107,24 @@ class Intake:
         return Estimate(candidates, times.mean(now_s), times.p95(now_s), max(1, len(candidates)), idle)
 
     async def wait_for_turn(
-        self, priority: Priority, deadline_s: Seconds, work: Work = ONE, engine: str | None = None
+        self,
+        priority: Priority,
+        deadline_s: Seconds,
+        work: Work = ONE,
+        engine: str | None = None,
+        *,
+        request: int = 0,
     ) -> Turn:
         """Returns with a turn held. Raises Overloaded or DeadlineMissed, and after `close` the error given there.
 
-        `engine`: the only one that may serve it.
+        `engine`: the only one that may serve it. `request`: its number, for the events.
         """
         if self._closed:
             raise self._closed
         now_s = self._clock.monotonic_s()
-        ticket, refused = self._queue.offer(priority, deadline_s, now_s, self.estimate(), work=work, engine=engine)
+        ticket, refused = self._queue.offer(
+            priority, deadline_s, now_s, self.estimate(), work=work, engine=engine, request=request
+        )
         return await self._wait(ticket, refused)
 
     async def wait_again(
@@ -252,8 +260,15 @@ class Intake:
 
     def _refuse(self, refused: Sequence[Refused]) -> None:
         for one in refused:
-            priority = one.ticket.priority.name.lower()
-            self._emit(RequestRejected(priority=priority, reason=one.reason, retry_after_s=one.retry_after_s))
+            self._emit(
+                RequestRejected(
+                    model=self._model,
+                    request=one.ticket.request,
+                    priority=one.ticket.priority.name.lower(),
+                    reason=one.reason,
+                    retry_after_s=one.retry_after_s,
+                )
+            )
             self._waiting.pop(one.ticket.number).set_exception(one.error())
 
     def _note_level(self, estimate: Estimate) -> None:

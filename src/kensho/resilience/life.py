@@ -6,8 +6,9 @@ or the intake has told that it was rejected. What the reader sees comes through 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
+from itertools import count
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import DeadlineMissed, EngineError, KenshoError, Overloaded
@@ -39,6 +40,8 @@ from kensho.resilience.poison import DEADLY, PoisonList
 class Request(Struct):
     """What was asked for."""
 
+    number: int
+    """Unique in its scheduler: that of its events."""
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     priority: Priority
@@ -70,6 +73,8 @@ class Floor(Struct, frozen=False, eq=False):
     """Of recent answers, in tokens."""
     unread: int = 0
     """Streams that were stopped because nobody reads them."""
+    numbers: Iterator[int] = field(factory=lambda: count(1))
+    """Of the requests."""
 
 
 class Answer:
@@ -78,7 +83,9 @@ class Answer:
     The request joins the queue at the first `anext`, so that an answer nobody reads costs nothing.
     """
 
-    def __init__(self, ids: AsyncGenerator[int, None], progress: StreamProgress) -> None:
+    def __init__(self, number: int, ids: AsyncGenerator[int, None], progress: StreamProgress) -> None:
+        self.number = number
+        """Of its request, as events have it."""
         self._ids = ids
         self._progress = progress
 
@@ -139,7 +146,9 @@ class Life:
 
     async def _answer(self) -> None:
         request, intake = self._request, self._floor.intake
-        turn = await intake.wait_for_turn(request.priority, request.deadline_s, self._work(), request.engine)
+        turn = await intake.wait_for_turn(
+            request.priority, request.deadline_s, self._work(), request.engine, request=request.number
+        )
         try:
             while not await self._hold(turn):
                 is_slow = self.outlet.is_full

@@ -42,6 +42,7 @@ from kensho.resilience.surroundings import UNKNOWN, Surroundings
 from kensho.resilience.whole_call import call_whole
 
 _LOOK_EVERY_S = 1.0
+_ONE_TOKEN = Sampling(max_tokens=1)
 
 Standby = Literal["hot", "on_demand"]
 """hot: loaded beside the primary, and takes what the primary has no slot for. on_demand: loaded at the first failover,
@@ -176,12 +177,12 @@ class Scheduler:
         engine is left.
         """
         self._check_engine(engine)
-        now_s = self._clock.monotonic_s()
+        now_s, number = self._clock.monotonic_s(), next(self._floor.numbers)
         if deadline_s is None:
             deadline_s = now_s + self._settings.admission.deadlines_s[priority]
         progress = StreamProgress(now_s)
-        request = Request(tuple(prompt_ids), sampling, priority, deadline_s, is_whole, engine)
-        return Answer(self._serve(request, progress), progress)
+        request = Request(number, tuple(prompt_ids), sampling, priority, deadline_s, is_whole, engine)
+        return Answer(number, self._serve(request, progress), progress)
 
     async def logits(
         self,
@@ -195,8 +196,10 @@ class Scheduler:
         another one if that fails. `deadline_s` is of the answer. Raises as `submit`, and ConfigError for engines that
         cannot say."""
         self._check_engine(engine)
+        now_s, number = self._clock.monotonic_s(), next(self._floor.numbers)
         if deadline_s is None:
-            deadline_s = self._clock.monotonic_s() + self._settings.admission.deadlines_s[priority]
+            deadline_s = now_s + self._settings.admission.deadlines_s[priority]
+        request = Request(number, tuple(prompt_ids), _ONE_TOKEN, priority, deadline_s, engine=engine)
 
         async def ask(asked: Engine) -> Sequence[float]:
             if not isinstance(asked, OffersLogits):
@@ -206,7 +209,6 @@ class Scheduler:
         if engine is not None:
             await self._bring_up(self._guards[engine])
         self._pump()
-        request = Request(tuple(prompt_ids), Sampling(max_tokens=1), priority, deadline_s, engine=engine)
         return await call_whole(request, self._floor, ask)
 
     def force(self, engine: str, mode: Mode | None, for_s: Seconds | None = None) -> None:
@@ -313,13 +315,12 @@ class Scheduler:
 
     def _candidates(self) -> tuple[Candidate, ...]:
         """Who takes requests now, best first: the loaded ones; if there is none, one that would have to be loaded."""
-        now_s = self._clock.monotonic_s()
+        now_s, of = self._clock.monotonic_s(), self._times
         admitting = [(name, guard) for name, guard in self._guards.items() if guard.admits]
         loaded = [(name, guard) for name, guard in admitting if guard.engine.is_alive]
         if len(loaded) > 1:  # one that has just come back gets a growing share
             loaded.sort(key=lambda one: one[1].prefers_others())
-        times = [(name, self._times[name]) for name, _ in loaded or admitting]
-        return tuple(Candidate(name, seen.times(now_s), seen.medians(now_s)) for name, seen in times)
+        return tuple(Candidate(name, of[name].times(now_s), of[name].medians(now_s)) for name, _ in loaded or admitting)
 
     def _is_hopeless(self) -> bool:
         """No engine takes requests, and none will within seconds."""
@@ -381,6 +382,7 @@ class Scheduler:
             RequestFinished(
                 model=self._model,
                 version=self._version,
+                request=request.number,
                 engine=record.engine,
                 tier=self._tier_of(record.engine) if record.engine else "",
                 priority=request.priority.name.lower(),

@@ -52,7 +52,9 @@ async def _until_answered(
     request: Request, floor: Floor, progress: StreamProgress, call: Callable[[Engine], Awaitable[T]]
 ) -> T:
     work = Work(len(request.prompt_ids))
-    turn = await floor.intake.wait_for_turn(request.priority, request.deadline_s, work, request.engine)
+    turn = await floor.intake.wait_for_turn(
+        request.priority, request.deadline_s, work, request.engine, request=request.number
+    )
     why: EngineError | None = None
     try:
         while True:

@@ -119,7 +119,12 @@ class RequestRejected(Event, kw_only=True):
     name: ClassVar[str] = "resilience.queue.rejected"
     service: ClassVar[Service] = "resilience"
     level: ClassVar[Level] = "warning"
-    text: ClassVar[str] = "{priority} request refused: {reason}; come back in {retry_after_s:.1f} s"
+    text: ClassVar[str] = (
+        "request {request} of {model} ({priority}) refused: {reason}; come back in {retry_after_s:.1f} s"
+    )
+    model: str
+    request: int
+    """As in RequestFinished."""
     priority: str
     reason: str
     retry_after_s: float
@@ -142,10 +147,14 @@ class RequestFinished(Event, kw_only=True):
     service: ClassVar[Service] = "resilience"
     level: ClassVar[Level] = "info"
     text: ClassVar[str] = (
-        "{model} {version}: {tokens} tokens by {engine} ({outcome}), first after {first_token_ms:.0f} ms"
+        "request {request} of {model} {version}: {tokens} tokens by {engine} ({outcome}), first after "
+        "{first_token_ms:.0f} ms"
     )
     model: str
     version: str
+    request: int
+    """Unique among those that were asked of the model since it was loaded: each has one RequestFinished or one
+    RequestRejected. For the log, and no label of a metric, which would get a series for each request."""
     engine: str
     tier: str
     priority: str
