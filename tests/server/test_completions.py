@@ -180,6 +180,43 @@ def test_an_error_in_the_middle_is_the_last_event() -> None:
     assert client.events[-1]["error"]["code"] == "engine_crashed"
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("after_s", [0.05, 0.15])
+def test_who_waits_when_the_daemon_stops_is_told_so(is_stream: bool, after_s: float) -> None:
+    app = ScriptedApp()
+
+    async def main() -> Client:
+        client = Client(app)
+        asking = asyncio.create_task(client.request("POST", CHAT, ASKED | {"stream": is_stream}))
+        await asyncio.sleep(after_s)
+        asking.cancel()
+        await asking
+        return client
+
+    client = run_virtual(main())
+    assert client.is_complete and app.running == 0 and client.aborted == 0
+    if is_stream and after_s > TOKEN_S:
+        assert client.status == 200
+        assert client.events[1]["choices"][0]["delta"]["content"] == "Bon"
+        assert client.events[-1]["error"]["code"] == "stopping"
+    else:
+        assert (client.status, client.json["error"]["code"]) == (503, "stopping")
+        assert int(client.headers["retry-after"]) >= 1 and client.headers["x-request-id"]
+
+
+def test_a_stop_in_the_middle_of_a_whole_answer_cuts_it() -> None:
+    async def main() -> Client:
+        client = Client(ScriptedApp(), takes_s=1.0)
+        asking = asyncio.create_task(client.request("POST", CHAT, ASKED))
+        await asyncio.sleep(1.5)  # its head was sent
+        asking.cancel()
+        await asking
+        return client
+
+    client = run_virtual(main())
+    assert (client.status, client.is_complete, client.aborted) == (200, False, 1)
+
+
 def test_a_fault_of_kensho_is_told_without_its_words_and_logged() -> None:
     app = ScriptedApp([], RuntimeError("secret prompt"))
     client = ask(app)

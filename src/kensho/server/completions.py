@@ -2,7 +2,8 @@
 
 Rules: (1) an error before the first token has its own status; one after it is an event of the stream, which then ends;
 (2) a client that goes away frees its engine within one step, and one that reads slowly does not hold it; one that does
-not read for a while is cut off (`reply`); (3) at most MAX_BODY_BYTES are taken in, within BODY_S.
+not read for a while is cut off (`reply`); (3) at most MAX_BODY_BYTES are taken in, within BODY_S; (4) who waits when
+the daemon stops is told so.
 """
 
 import asyncio
@@ -29,6 +30,14 @@ BODY_S: Seconds = 30.0
 
 BACKLOG = 256
 """Pieces that wait for a client before they are sent together (guess)."""
+
+_STOPPING = Problem(
+    503,
+    "the daemon is stopping; ask again when it is back",
+    "server_error",
+    "stopping",
+    headers={"retry-after": "5"},  # guess: a restart
+)
 
 Parse = Callable[[bytes, Mapping[str, str]], Asked]
 
@@ -64,6 +73,8 @@ class Completions:
             await _while_connected(receive, self._answer(asked, reply))
         except Gone:
             return
+        except asyncio.CancelledError:  # the server's last word: see `HttpServer.close`
+            await reply.problem(_STOPPING)
         except _Refused as refused:
             await reply.problem(refused.problem)
         except KenshoError as error:

@@ -38,6 +38,8 @@ HEAD_S: Seconds = 10.0
 """For how long a request's head may take, and a new connection for its first (guess)."""
 TOLD_S: Seconds = 1.0
 """The same for a connection without a place."""
+LAST_WORDS_S: Seconds = 1.0
+"""For telling clients that the server stops; who takes nothing in is cut off."""
 _FULL = Problem(
     503, "all connections are in use; come back", "overloaded_error", "overloaded", headers={"retry-after": "1"}
 )
@@ -98,7 +100,8 @@ class HttpServer:
                     connection.transport.abort()
 
     async def close(self, *, grace_s: Seconds) -> None:
-        """Take no more; let running answers finish within `grace_s`, then end them. Idempotent."""
+        """Take no more; let running answers finish within `grace_s`, then cancel them: the application tells its
+        clients why, within LAST_WORDS_S. Idempotent."""
         server, self._server = self._server, None
         if server is None or self._serving is None:
             self._socket.close()
@@ -106,7 +109,8 @@ class HttpServer:
         server.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # asyncio takes fractions
         server.should_exit = True
         await self._serving
-        await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+        if server.server_state.tasks:
+            await asyncio.wait(server.server_state.tasks, timeout=LAST_WORDS_S)
         for connection in list(server.server_state.connections):
             if isinstance(connection, H11Protocol):
                 connection.transport.abort()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from starlette.types import Message, Send
 
@@ -26,13 +27,14 @@ class Reply:
         self._send = send
         self._headers = {"x-request-id": request_id}
         self._abort = abort
-        self._has_begun = False
+        self._begun: Literal["", "stream", "whole"] = ""
 
     async def whole(self, body: Mapping[str, object], record: AnswerRecord) -> None:
+        self._begun = "whole"
         await send_json(self._timely, 200, body, self._headers | _about(record))
 
     async def begin(self, record: AnswerRecord) -> None:
-        self._has_begun = True
+        self._begun = "stream"
         await begin(self._timely, 200, {"content-type": EVENTS, **self._headers, **_about(record)})
 
     async def event(self, chunk: Mapping[str, object]) -> None:
@@ -42,9 +44,12 @@ class Reply:
         await self._timely({"type": "http.response.body", "body": DONE})
 
     async def problem(self, problem: Problem) -> None:
-        """As an answer of its own, or as the last event of a stream that has begun."""
-        if self._has_begun:
+        """As an answer of its own, or as the last event of a stream that has begun. In the middle of a whole answer
+        there is no place for it: the connection is cut."""
+        if self._begun == "stream":
             await self._timely({"type": "http.response.body", "body": event(problem.body())})
+        elif self._begun == "whole":
+            self._abort()
         else:
             await send_problem(self._timely, problem, self._headers)
 
