@@ -82,7 +82,7 @@ class Successors:
 
     def look(self) -> None:
         """See whether the store has changed, or something is to be tried again; what follows is done beside the
-        caller. 6 us."""
+        caller. 8 us."""
         if self._reading and not self._reading.done():
             return
         now_s = self._clock.monotonic_s()
