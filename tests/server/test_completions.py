@@ -28,7 +28,7 @@ CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]}
 FIGURES = {
     "model": "demo", "version": "1.0.0", "engine": "primary", "tier": "mapped", "failovers": 1, "gap_ms": 12.0,
-    "first_token_ms": 250.0, "tokens_per_second": 80.0,
+    "first_token_ms": 250.0, "tokens_per_second": 80.0, "is_fallback_model": True, "reason": "demo: it was asked for",
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def usage(record: AnswerRecord) -> dict[str, int]:
 
 
 def kensho(record: AnswerRecord) -> dict[str, object]:
-    """Who answered, and how."""
+    """Who answered, how, and why it was them (row S7)."""
     return {
         "model": record.model,
         "version": record.version,
@@ -84,6 +84,8 @@ def kensho(record: AnswerRecord) -> dict[str, object]:
         "gap_ms": round(record.gap_ms, 3),
         "first_token_ms": round(record.first_token_seconds * 1000, 3),
         "tokens_per_second": round(record.tokens_per_second, 3),
+        "is_fallback_model": record.is_fallback_model,
+        "reason": record.reason,
     }
 
 
