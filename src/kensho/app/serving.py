@@ -365,12 +365,13 @@ class Serving:
         request opens the model anew."""
         installed = place.installed
         async with self._lane(installed.model):
-            if self._places.get(installed.model) is place:
+            is_loaded = self._places.get(installed.model) is place  # another version may have followed it
+            if is_loaded:
                 self._places.take(place)
                 await self._places.end(place)
             await self._places.end_retired_now(graph.key)
             await self._opener.invalidate(graph, reason)
-        if place.is_pinned:
+        if is_loaded and place.is_pinned:
             await self.pin(installed)
 
     def _hear(self, event: Event) -> None:
