@@ -35,7 +35,8 @@ class ScriptedAnswer:
         return AnswerRecord(
             model="demo", version="1.0.0", text="", token_ids=tuple(self._ids), load_source="memory", load_seconds=0.0,
             first_token_seconds=0.25, tokens_per_second=80.0, engine="primary", tier="mapped", failovers=1, gap_ms=12.0,
-            is_fallback_model=True, reason="demo: it was asked for", prompt_tokens=7, finish="length" if len(self._ids) >= self._options.max_tokens else "stop",
+            is_fallback_model=True, reason="demo: it was asked for", prompt_tokens=7,
+            finish="length" if len(self._ids) >= self._options.max_tokens else "stop",
         )  # fmt: skip
 
     async def _run(self) -> AsyncGenerator[Token, None]:
