@@ -1,7 +1,7 @@
 """Health and models: what a watcher sees."""
 
 import asyncio
-from typing import get_args
+from typing import Literal
 
 import pytest
 from scripted_http import Client, ScriptedApp
@@ -13,21 +13,24 @@ from kensho.base.ids import Digest
 from kensho.delivery.installed import Release
 
 
+ModelState = Literal["ready", "degraded", "damaged"]
+
+
 class StandingApp(ScriptedApp):
     """Has a status."""
 
     def __init__(self, state: State, *, level: str = "NORMAL") -> None:
         super().__init__()
-        models = (
+        self.known_models: tuple[ModelStatus, ...] = (
             ModelStatus("demo", "1.0.0", None, "ready", 10, tier="mapped"),
             ModelStatus("absent", "", None, "degraded", 0, "it could not be had"),
         )
-        self._status = Status(state, f"It is {state}.", models)
+        self._state = state
         self._level = level
         self.known_tasks: list[Task] = []
 
     def status(self) -> Status:
-        return self._status
+        return Status(self._state, f"It is {self._state}.", self.known_models)
 
     def loaded(self) -> list[LoadedModel]:
         return [
@@ -48,17 +51,33 @@ def get(app: StandingApp, path: str) -> Client:
     return asyncio.run(Client(app).request("GET", path))
 
 
-@pytest.mark.parametrize("state", get_args(State))
-def test_health_is_200_where_it_can_answer(state: State) -> None:
-    client = get(StandingApp(state), "/health")
-    assert client.json == {"status": state, "sentence": f"It is {state}."}
-    assert client.status == (200 if state in ("ready", "working", "degraded") else 503)
+@pytest.mark.parametrize(
+    ("state", "demo", "other", "status"),
+    [
+        ("ready", "ready", None, 200),
+        ("working", "ready", None, 200),
+        ("degraded", "degraded", None, 200),
+        ("damaged", "damaged", None, 503),
+        ("damaged", "damaged", "ready", 200),
+        ("empty", None, None, 503),
+        ("storage-missing", None, None, 503),
+    ],
+)
+def test_health_is_200_where_some_model_can_answer(
+    state: State, demo: ModelState | None, other: ModelState | None, status: int
+) -> None:
+    app = StandingApp(state)
+    found = [("demo", demo), ("other", other)]
+    app.known_models = tuple(ModelStatus(name, "1.0.0", None, word, 10) for name, word in found if word)
+    client = get(app, "/health")
+    assert client.json == {"status": state, "sentence": f"It is {state}.", "queues": {"demo": "NORMAL"}}
+    assert client.status == status
     assert client.headers["cache-control"] == "no-store"
 
 
-def test_a_saturated_queue_is_overload() -> None:
+def test_a_saturated_queue_is_told_and_no_reason_for_a_restart() -> None:
     client = get(StandingApp("ready", level="SATURATED"), "/health")
-    assert (client.status, client.json["status"]) == (503, "overloaded")
+    assert (client.status, client.json["status"], client.json["queues"]) == (200, "overloaded", {"demo": "SATURATED"})
     assert "demo" in client.json["sentence"]
 
 

@@ -1,6 +1,6 @@
 """The daemon's HTTP interface: health, models, and answers in the manner of OpenAI's API.
 
-    GET  /health                    200 when it can answer, else 503; `status` is one of the words of `kensho status`
+    GET  /health                    200 when some model can answer, also under overload, else 503
     GET  /v1/models[/{model}]       what is installed, and the tasks that it can do
     POST /v1/chat/completions       see `completions`
     POST /v1/completions
@@ -30,9 +30,6 @@ from kensho.server.openai_request import parse_chat, parse_completion
 from kensho.server.responses import JSON, send_json, send_problem
 from kensho.server.standing import standing
 
-WELL = ("ready", "working", "degraded")
-"""Words of the status with which it answers."""
-
 
 def make_http_app(
     app: Kensho,
@@ -59,13 +56,18 @@ def make_http_app(
 
 
 class _Health:
+    """Whether a restart, or another machine, is called for. Overload calls for neither: what is important is answered,
+    and a watchdog that restarts an overloaded daemon takes that away too."""
+
     def __init__(self, app: Kensho) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, _ = await standing(self._app)
-        body = {"status": status.state, "sentence": status.sentence}
-        await send_json(send, 200 if status.state in WELL else 503, body)
+        status, loaded = await standing(self._app)
+        is_able = any(model.version and model.state != "damaged" for model in status.models)
+        queues = {model.model: model.level for model in loaded}
+        body = {"status": status.state, "sentence": status.sentence, "queues": queues}
+        await send_json(send, 200 if is_able else 503, body)
 
 
 class _Models:
