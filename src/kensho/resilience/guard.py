@@ -2,10 +2,12 @@
 
 A guard restarts a dead host by itself, runs canaries on it, and tells every change of mode by an event. Streams ask
 it for a permit and report each permit's outcome exactly once. Everything happens on one event loop; nothing blocks.
+Whatever an engine raises becomes an outcome of its circuit: no task here ends with an exception.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
@@ -100,6 +102,7 @@ class Guard:
         self._kills: set[asyncio.Task[None]] = set()
         self._tries: set[asyncio.Task[None]] = set()
         """Starts and canaries."""
+        self._kept: set[asyncio.Task[Any]] = set()
 
     @property
     def name(self) -> str:
@@ -143,6 +146,11 @@ class Guard:
         if self._boot_s() >= self._next_look_s:
             self._notice_sleep()
         return self._gate.admit()
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """It works with the engine, and `close` ends it."""
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
 
     def force(self, mode: Mode | None, for_s: Seconds | None = None) -> None:
         """A person's word: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY, or None to give the decision back. `for_s`: how
@@ -193,7 +201,7 @@ class Guard:
         self._is_closed = True
         if self._timer:
             self._timer.cancel()
-        tasks = [*self._tries, *self._kills]
+        tasks = [*self._tries, *self._kills, *self._kept]
         for task in tasks:
             task.cancel()
         await self.engine.close()  # first, so that no task waits for the engine's answer
