@@ -30,8 +30,9 @@ from kensho.base.structs import Struct
 
 VOCABULARY = 1000
 
-FaultKind = Literal["fail", "hang", "slow", "crash", "nan", "wrong", "ignore_sigterm"]
-"""fail: an error, the host lives on. hang: no more tokens until killed. slow: ten times the token time. crash: the
+FaultKind = Literal["fail", "hang", "deaf", "slow", "crash", "nan", "wrong", "ignore_sigterm"]
+"""fail: an error, the host lives on. hang: no more tokens until killed or cancelled. deaf: until killed; it obeys no
+cancel, as a process that was stopped. slow: ten times the token time. crash: the
 host is gone. nan: the engine sees non-finite numbers and says so. wrong: finite, plausible, and not the right id.
 ignore_sigterm: the answer is as ever, but from then on only SIGKILL ends the host."""
 
@@ -126,8 +127,13 @@ class ScriptedEngine:
                     await self._fail(fault)
                 await self._pass_time(self._token_s * slowness)
                 is_wrong = fault is not None and fault.kind == "wrong" and made >= fault.at_token
-                yield (token + 1) % VOCABULARY if is_wrong else token
                 made += 1
+                try:
+                    yield (token + 1) % VOCABULARY if is_wrong else token
+                except GeneratorExit:
+                    if fault and fault.kind == "deaf" and made >= fault.at_token:
+                        await _outlast_cancels(self._died)
+                    raise
             if fault and made == fault.at_token:
                 await self._fail(fault)
 
@@ -164,6 +170,9 @@ class ScriptedEngine:
             case "hang":
                 await self._died.wait()
                 raise self._crashed()
+            case "deaf":
+                await _outlast_cancels(self._died)
+                raise self._crashed()
             case "ignore_sigterm":
                 self._ignores_sigterm = True
             case "slow" | "wrong":
@@ -181,6 +190,18 @@ class ScriptedEngine:
     def _crashed(self) -> EngineCrashed:
         gone = f"the host of engine {self._name} is gone"
         return EngineCrashed(gone, advice="start it again", engine=self._name, signal=self._signal)
+
+
+async def _outlast_cancels(died: asyncio.Event) -> None:
+    """Raises the cancel, if there was one, when it is over."""
+    cancelled: asyncio.CancelledError | None = None
+    while not died.is_set():
+        try:
+            await died.wait()
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _digest(prompt_ids: Sequence[int], sampling: Sampling) -> int:
