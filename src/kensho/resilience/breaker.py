@@ -6,16 +6,16 @@ Rules: (1) `now_s` is monotonic; wall clocks are never read, so a stepped clock 
 (2) Every entry into a mode, and every canary, has a new generation number; a result that carries an older one
 changes counters, never the mode. (3) A user's request is never the probe: HALF_OPEN admits nobody and runs a canary
 (a fixed prompt with known ids), one at a time, under a deadline that runs from when it has the engine for itself.
-(4) A cancelled call or canary is no verdict, and the next canary is not at once. (5) Time is applied before every input,
-so a late timer changes nothing but the moment. (6) A good call never opens.
+(4) A cancelled call or canary is no verdict, and the next canary is not at once. (5) Time is applied before every
+input, so a late timer changes nothing but the moment. (6) A good call never opens.
 
 | mode          | admits | leaves when |
 |---------------|--------|-------------|
 | CLOSED        | all    | failures in a row, or rates, too high -> OPEN; crash, hang, sticky -> RESTARTING; see below |
 | OPEN          | nobody | the wait is over -> HALF_OPEN, or RESTARTING if the host was killed |
 | HALF_OPEN     | nobody | enough canaries passed -> CLOSED; one failed or was late -> OPEN; too often -> HARD_OPEN |
-| RESTARTING    | nobody | host ready -> HALF_OPEN; start failed -> OPEN for a moment; at the third time HARD_OPEN, unless |
-|               |        | the machine had no room for it |
+| RESTARTING    | nobody | host ready -> HALF_OPEN; start failed -> OPEN for a moment; at the third time, unless the machine |
+|               |        | had no room for it, HARD_OPEN |
 | HARD_OPEN     | nobody | the machine or the engine's version has changed, or a person says so -> RESTARTING |
 | FORCED_OPEN   | nobody | a person says so, or the time of the word is over -> RESTARTING |
 | FORCED_CLOSED | all    | as above |
