@@ -9,8 +9,8 @@ from kensho.base.events import CircuitChanged, Event
 from kensho.base.inference import Sampling
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
-from kensho.resilience.life import Answer
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
+from kensho.resilience.stream_life import Answer
 from kensho.testing.clock import VirtualClock
 from kensho.testing.engine import ScriptedEngine, expected_ids
 from kensho.testing.loop import run_virtual

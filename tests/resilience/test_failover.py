@@ -15,8 +15,8 @@ from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.circuit_status import CircuitStatus
 from kensho.resilience.failover import FailoverSettings, Finish, GiveUp, GoOn, StreamRecord, after_failure
 from kensho.resilience.guard import Canary
-from kensho.resilience.life import Answer
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
+from kensho.resilience.stream_life import Answer
 from kensho.testing.clock import VirtualClock
 from kensho.testing.engine import Fault, ScriptedEngine, expected_ids
 from kensho.testing.loop import run_virtual

@@ -8,7 +8,7 @@ from scheduling import LONG, PROMPT, TEN, WHOLE, World, collect, in_world
 from kensho.base.events import RequestFinished
 from kensho.base.inference import Sampling
 from kensho.resilience.admission import Priority
-from kensho.resilience.life import Answer
+from kensho.resilience.stream_life import Answer
 from kensho.testing.engine import expected_ids
 
 

@@ -21,9 +21,14 @@ class Budget:
         """A call was made."""
         self._left = min(self._burst, self._left + self._share)
 
+    @property
+    def is_left(self) -> bool:
+        """Whether `spend` would be True."""
+        return self._left >= 1.0
+
     def spend(self) -> bool:
         """Take the price of one repetition. False: there is none, do without it."""
-        if self._left < 1.0:
+        if not self.is_left:
             return False
         self._left -= 1.0
         return True

@@ -1,32 +1,20 @@
-"""A token stream that outlives its engine (row S8): no token lost, repeated, or changed after it was shown.
+"""A request that outlives its engine (row S8): no token lost, repeated, or changed after it was shown.
 
 When an engine fails in mid-stream, another one gets prompt + accepted ids in one prefill and goes on. Because the
 draw at each position depends on (seed, position) alone, nothing else has to travel. What the second engine says after
 the accepted prefix is its own opinion: the same for the same arithmetic, and possibly other words for other.
 
-`after_failure` decides, purely; `use_engine` is one engine's part of a stream, and `hedged` two engines' race for its
-first token. A client that goes away is no failure of the engine.
+Here it is decided, purely, what becomes of a request whose engine failed, and what its record says; `engine_use` is one
+engine's part of it, and `life` carries it from one to the next.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Sequence
 
-from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import EngineError, EngineHung, EngineUnkillable
+from kensho.base.clock import Seconds
+from kensho.base.errors import EngineError
 from kensho.base.events import StreamMoved
-from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct
-from kensho.resilience.classify import FailureClass, classify
-from kensho.resilience.estimate import EngineTimes
 from kensho.resilience.guard import Guard
-
-Part = tuple[str, int]
-"""(engine, token id)"""
-
-
-_LOOP_STALLED_S: Seconds = 0.05
-"""A timer that rings later than this says that this process did not run, and nothing about the engine."""
 
 
 class FailoverSettings(Struct):
@@ -64,15 +52,15 @@ Move = GoOn | Finish | GiveUp
 
 
 def after_failure(*, missing: int, moves: int, max_moves: int, may_repeat: bool) -> Move:
-    """What becomes of a stream whose engine failed. Pure.
+    """What becomes of a request whose engine failed. Pure.
 
-    `missing`: tokens still to make (max_tokens - accepted). `moves`: failures so far, this one included. `may_repeat`:
-    the engine's circuit has opened, or the budget of repetitions allows one.
+    `missing`: tokens still to make (max_tokens - accepted); 1 for an answer in one piece. `moves`: failures so far,
+    this one included. `may_repeat`: the engine's circuit has opened, or the budget of repetitions allows one.
     """
     if missing <= 0:
         return Finish()
     if moves > max_moves:
-        return GiveUp(f"the stream lost its engine {moves} times")
+        return GiveUp(f"it failed {'twice' if moves == 2 else f'{moves} times'}")
     return GoOn() if may_repeat else GiveUp("too many calls had to be repeated lately")
 
 
@@ -152,182 +140,6 @@ class StreamProgress:
             pauses=self.pauses,
             is_hedged=self.is_hedged,
         )
-
-
-class EngineLost(Exception):  # not an error: the stream may go on elsewhere
-    """An engine's part of a stream ended in a failure. Its circuit was told."""
-
-    def __init__(self, engine: str, why: EngineError, silent_since_s: Seconds, *, was_working: bool) -> None:
-        super().__init__(str(why))
-        self.engine = engine
-        self.why = why
-        self.silent_since_s = silent_since_s
-        self.was_working = was_working
-        """It had the request in hand: it may have died of it."""
-
-
-async def use_engine(
-    guard: Guard,
-    prompt_ids: Sequence[int],
-    accepted_ids: Sequence[int],
-    sampling: Sampling,
-    *,
-    times: EngineTimes,
-    settings: FailoverSettings,
-    clock: Clock,
-) -> AsyncGenerator[Part, None]:
-    """One engine's part of a stream: (engine, token id) after prompt + accepted. What it takes goes into `times`.
-
-    Raises EngineLost, also when its circuit no longer admits. Closing it cancels the engine's work within one step and
-    counts as nobody's failure.
-    """
-    known, silence, first_s = len(prompt_ids) + len(accepted_ids), guard.silence, 0.0
-    async with guard.lane:
-        permit = guard.admit()
-        if permit is None:  # its circuit opened while the lane was awaited
-            why = EngineError(f"engine {guard.name} takes no requests now", advice="another engine may")
-            raise EngineLost(guard.name, why, clock.monotonic_s(), was_working=False)
-        watch = _Watch(guard.engine, clock)
-        is_working, made = False, 0
-        try:
-            await guard.start()
-            is_working = True
-            watch.expect(silence.first_token_s(known, settings.first_token_s + settings.prefill_id_s * known))
-            async with aclosing(guard.engine.generate(prompt_ids, tuple(accepted_ids), sampling)) as ids:
-                while (token := await anext(ids, None)) is not None:
-                    now_s = watch.pause()
-                    took_s = now_s - watch.since_s
-                    if made:
-                        times.stepped(took_s, now_s)
-                        silence.gap(took_s)
-                    else:
-                        first_s = now_s
-                        if not accepted_ids:  # one that goes on finds what it had computed, and is no measure
-                            times.prefilled(known, took_s, now_s)
-                        silence.first(took_s, known)
-                    made += 1
-                    yield guard.name, token
-                    watch.expect(silence.token_s(settings.token_s))
-        except EngineError as error:
-            why = watch.explain(error)
-            guard.failed(permit, classify(why) or FailureClass.UNKNOWN)
-            raise EngineLost(guard.name, why, watch.since_s, was_working=is_working) from error
-        except BaseException:
-            guard.cancelled(permit)
-            if is_working and not made:
-                now_s = clock.monotonic_s()
-                times.stopped(known, now_s - watch.since_s, now_s)
-            raise
-        else:
-            guard.succeeded(permit, (watch.since_s - first_s) / (made - 1) if made > 1 else None)
-        finally:
-            watch.close()
-
-
-async def hedged(
-    first: AsyncGenerator[Part, None],
-    second: Callable[[], AsyncGenerator[Part, None] | None],
-    after_s: Seconds,
-) -> AsyncGenerator[Part, None]:
-    """The parts of `first`, or of what `second` gives if that has a token sooner. `second` is asked once, after
-    `after_s` without a token, and may answer None. The loser is closed before the first token is given out.
-
-    Raises EngineLost if nobody is left.
-    """
-    runners: dict[asyncio.Future[Part | None], AsyncGenerator[Part, None]]
-    runners = {asyncio.ensure_future(anext(first, None)): first}
-    try:
-        await asyncio.wait(runners, timeout=after_s)
-        if not any(task.done() for task in runners) and (other := second()) is not None:
-            runners[asyncio.ensure_future(anext(other, None))] = other
-        winner, part = await _first_part(runners)
-        for task, stream in list(runners.items()):
-            if stream is not winner:
-                await _stop(task, stream)
-        while part is not None:
-            yield part
-            part = await anext(winner, None)
-    finally:
-        for task, stream in runners.items():
-            await _stop(task, stream)
-
-
-async def _first_part(
-    runners: dict["asyncio.Future[Part | None]", AsyncGenerator[Part, None]],
-) -> tuple[AsyncGenerator[Part, None], Part | None]:
-    running = set(runners)
-    while True:
-        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        for task in sorted(done, key=lambda task: task.exception() is not None):
-            if not isinstance(task.exception(), EngineLost) or not running:
-                return runners[task], task.result()
-
-
-async def _stop(task: "asyncio.Future[Part | None]", stream: AsyncGenerator[Part, None]) -> None:
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task})
-    await stream.aclose()
-
-
-class _Watch:
-    """Kills an engine that stays silent longer than expected. One timer a stream, not one a token."""
-
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
-        self._clock = clock
-        self._deadline_s: Seconds | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._killing: asyncio.Task[None] | None = None
-        self.since_s = clock.monotonic_s()
-        """When the wait for the present token began."""
-
-    def expect(self, within_s: Seconds) -> None:
-        """The wait for a token begins."""
-        self.since_s = self._clock.monotonic_s()
-        self._deadline_s = self.since_s + within_s
-        loop = asyncio.get_running_loop()
-        if self._timer and self._timer.when() > loop.time() + within_s:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = loop.call_later(within_s, self._look)
-
-    def pause(self) -> Seconds:
-        """A token came; what is done with it is not the engine's fault. Returns the moment."""
-        self._deadline_s = None
-        return self._clock.monotonic_s()
-
-    def explain(self, error: EngineError) -> EngineError:
-        """`error`, or that the engine hung, if the death it reports was this watch's doing."""
-        if self._killing is None:
-            return error
-        hung = EngineHung(
-            f"no token from engine {self._engine.name} in time; its host was killed", advice="another engine goes on"
-        )
-        hung.__cause__ = error
-        return hung
-
-    def close(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._deadline_s is None:
-            return
-        now_s = self._clock.monotonic_s()
-        if now_s - self._deadline_s > _LOOP_STALLED_S:  # what the engine said meanwhile is still to be read
-            self._deadline_s = now_s + _LOOP_STALLED_S
-        left_s = self._deadline_s - now_s
-        if left_s > 0:
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
-        else:
-            self._killing = asyncio.create_task(self._kill())
-
-    async def _kill(self) -> None:
-        with suppress(EngineUnkillable):  # the circuit kills it too, and acts on that
-            await self._engine.kill()
 
 
 def nobody_left(guards: Sequence[Guard], reason: str) -> EngineError:

@@ -1,317 +1,241 @@
-"""The life of one request, from the queue to its last token, as one task that outlives no reader.
+"""The life of one request, from the queue to its outcome, which is told exactly once.
 
-It waits for its turn, uses the turn's engine, and waits again when that engine is lost (failover), when it is cut at a
-token for a more urgent request, or when its reader does not read. Its outcome is told exactly once: `finished` gets it,
-or the intake has told that it was rejected. What the reader sees comes through `outlet`, in order, each token once.
+It waits for its turn, uses the turn's engine, and waits again when that engine was lost (failover) or taken away from
+it. Whatever ends it (the answer, its deadline, somebody who does not want it any more) ends it at that moment: an
+engine that is still busy with it is left to itself (`engine_use`). What is asked of an engine, and where the answer
+goes, is said by those who are made from this: `stream_life` and `whole_call`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing
-from itertools import count
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 
-from kensho.base.clock import Clock, Seconds
+from kensho.base.clock import Seconds
 from kensho.base.errors import DeadlineMissed, EngineError, KenshoError, Overloaded
-from kensho.base.events import Emit, Event, RequestPoisoned
-from kensho.base.inference import Sampling
-from kensho.base.structs import Struct, field
-from kensho.resilience.admission import Priority
-from kensho.resilience.budget import Budget
-from kensho.resilience.estimate import EngineTimes, RecentTimes, Work
-from kensho.resilience.failover import (
-    EngineLost,
-    FailoverSettings,
-    Finish,
-    GiveUp,
-    Part,
-    StreamProgress,
-    StreamRecord,
-    after_failure,
-    hedged,
-    nobody_left,
-    use_engine,
-)
-from kensho.resilience.guard import Guard
-from kensho.resilience.intake import Intake, Turn
-from kensho.resilience.outlet import Outlet
-from kensho.resilience.poison import DEADLY, PoisonList
+from kensho.base.events import RequestPoisoned
+from kensho.resilience.engine_use import EngineLost, EngineUse
+from kensho.resilience.estimate import Work
+from kensho.resilience.failover import Finish, GiveUp, StreamProgress, after_failure, nobody_left
+from kensho.resilience.intake import Turn
+from kensho.resilience.poison import DEADLY
+from kensho.resilience.request import Floor, Outcome, Request
+
+_STEP_S: Seconds = 0.25
+"""So long an engine that was to make room for somebody counts as room that is being made; then another stream makes
+room instead. Several steps of a slow engine. Guess."""
 
 
-class Request(Struct):
-    """What was asked for."""
+class Life(ABC):
+    """`run` it once."""
 
-    number: int
-    """Unique in its scheduler: that of its events."""
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    priority: Priority
-    deadline_s: Seconds
-    is_whole: bool = False
-    """The deadline is of the whole answer, not of its first token."""
-    engine: str | None = None
-    """The only engine that may answer; None: any."""
-
-
-class Floor(Struct, frozen=False, eq=False):
-    """What all requests to one model share."""
-
-    model: str
-    guards: Mapping[str, Guard]
-    intake: Intake
-    settings: FailoverSettings
-    retries: Budget
-    hedges: Budget
-    clock: Clock
-    emit: Emit
-    finished: Callable[[Request, str, StreamRecord], None]
-    """Gets the outcome in a word: ok, failed, cancelled, deadline."""
-    closing: Callable[[], EngineError | None]
-    """What to say instead of an engine's failure once the model is being closed."""
-    times: Mapping[str, EngineTimes]
-    poison: PoisonList = field(factory=PoisonList)
-    lengths: RecentTimes = field(factory=RecentTimes)
-    """Of recent answers, in tokens."""
-    unread: int = 0
-    """Streams that were stopped because nobody reads them."""
-    numbers: Iterator[int] = field(factory=lambda: count(1))
-    """Of the requests."""
-
-
-class Answer:
-    """The token ids of one request, in order. Iterate once, and close it (`aclosing`) unless iterated to the end.
-
-    The request joins the queue at the first `anext`, so that an answer nobody reads costs nothing.
-    """
-
-    def __init__(self, number: int, ids: AsyncGenerator[int, None], progress: StreamProgress) -> None:
-        self.number = number
-        """Of its request, as events have it."""
-        self._ids = ids
-        self._progress = progress
-
-    @property
-    def record(self) -> StreamRecord:
-        """What was measured so far."""
-        return self._progress.record
-
-    def __aiter__(self) -> AsyncGenerator[int, None]:
-        return self._ids
-
-    async def aclose(self) -> None:
-        """Cancel: the engine's work ends within one step, the slot is free at once. Idempotent."""
-        await self._ids.aclose()
-
-
-class Life:
-    """`run` it as a task; read `outlet`."""
-
-    def __init__(self, request: Request, progress: StreamProgress, outlet: Outlet, floor: Floor) -> None:
-        self.outlet = outlet
+    def __init__(self, request: Request, progress: StreamProgress, floor: Floor) -> None:
         self.progress = progress
         self._request = request
         self._floor = floor
-        self._accepted: list[int] = []
+        self._uses: dict[EngineUse, Turn] = {}
+        """One, or two of a request that is hedged. Those that were left are not among them."""
+        self._ended: asyncio.Queue[EngineUse] = asyncio.Queue()
+        self._limit = asyncio.timeout(None)
         self._why: EngineError | None = None
         self._avoids = ""
-        self._is_settled = False
+        self._is_urgent = True
+        """When it waits again: it lost its engine, or made room, and others may have to make room for it."""
+        self._is_answered = False
+        self._is_told = False
 
     async def run(self) -> None:
-        floor, outcome = self._floor, "failed"
-        error: KenshoError | None = None
+        """Returns when the answer is complete. Raises Overloaded, DeadlineMissed, PoisonRequest, EngineError when no
+        engine is left, and what the request itself is to be blamed for."""
+        floor, asked = self._floor, (self._request.prompt_ids, self._request.sampling)
+        outcome: Outcome = "failed"
         floor.retries.earn()
         try:
-            floor.poison.check(self._request.prompt_ids, self._request.sampling, floor.clock.monotonic_s())
+            floor.poison.check(*asked, floor.clock.monotonic_s())
             await self._answer()
-            outcome = "ok"
-            floor.poison.clear(self._request.prompt_ids, self._request.sampling)
-            floor.lengths.add(len(self._accepted), floor.clock.monotonic_s())
+            outcome, self._is_answered = "ok", True
+            floor.poison.clear(*asked)
         except asyncio.CancelledError:
-            outcome, error = "cancelled", floor.closing()
+            outcome = "cancelled"
             raise
-        except _Late as late:
-            outcome, error = "deadline", late.error
-        except Overloaded as refusal:
-            outcome, error = "", refusal
-        except KenshoError as bad:
-            error = floor.closing() or bad
+        except DeadlineMissed:
+            outcome = "deadline"
+            raise
+        except KenshoError as error:
+            raise floor.closing() or error from error.__cause__
+        except Exception as error:  # a reader who is not told takes a part of the answer for all of it
+            words = f"the request failed in a way of its own: {type(error).__name__}: {error}"[:500]
+            raise EngineError(words, advice="report it") from error
         finally:
             self.settle(outcome)
-            self.outlet.end(error)
 
-    def settle(self, outcome: str) -> None:
-        """Tell the outcome, unless that was done; empty: the intake has told it."""
-        if outcome and not self._is_settled:
+    def settle(self, outcome: Outcome) -> None:
+        """Tell the outcome, unless it has been told."""
+        if not self._is_told:
+            self._is_told = True
             self._floor.finished(self._request, outcome, self.progress.record)
-        self._is_settled = True
 
     async def _answer(self) -> None:
         request, intake = self._request, self._floor.intake
-        turn = await intake.wait_for_turn(
-            request.priority, request.deadline_s, self._work(), request.engine, request=request.number
+        if request.engine is not None:
+            await self._load(request.engine)
+        turn = await self._granted(
+            intake.wait_for_turn(
+                request.priority, request.deadline_s, self._work(), request.engine, request=request.number
+            )
         )
         try:
             while not await self._hold(turn):
-                is_slow = self.outlet.is_full
-                if is_slow:
-                    self._floor.unread += 1
-                    try:
-                        await self.outlet.drained()
-                    finally:
-                        self._floor.unread -= 1
-                has_begun = bool(self._accepted) and not request.is_whole
-                deadline_s = float("inf") if has_begun else request.deadline_s
-                turn = await intake.wait_again(
-                    turn, deadline_s, self._work(), avoids=self._avoids, is_urgent=not is_slow
+                turn = await self._granted(
+                    intake.wait_again(turn, self._due_s, self._work(), avoids=self._avoids, is_urgent=self._is_urgent)
                 )
         finally:
             intake.done(turn)
 
+    async def _load(self, engine: str) -> None:
+        """Have the engine loaded that alone may answer. That a deadline has passed already is the intake's to tell."""
+        if not self._request.deadline_s > self._floor.clock.monotonic_s():
+            return
+        try:
+            async with asyncio.timeout_at(self._request.deadline_s):
+                await self._floor.bring_up(engine)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def _granted(self, waiting: Awaitable[Turn]) -> Turn:
+        try:
+            return await waiting
+        except Overloaded:
+            self._is_told = True  # as a rejection, by the intake
+            raise
+
     async def _hold(self, turn: Turn) -> bool:
         """Use the turn's engine until the answer is complete. False: it was lost, or taken away, on the way."""
-        if turn.engine is None:
-            self._floor.intake.give_back(turn)
-            guards = self._floor.guards.values()
-            asked = [guard for guard in guards if self._request.engine in {None, guard.name}]
-            raise nobody_left(asked, "no engine can take it now") from self._why
-        has_deadline = self._request.is_whole or not self._accepted
-        loop = asyncio.get_running_loop()
+        due_s = self._due_s
         try:
-            async with asyncio.timeout_at(self._request.deadline_s if has_deadline else None) as limit:
-                turn.cut = lambda: None if limit.expired() else limit.reschedule(loop.time())
-                async with aclosing(self._parts(turn)) as parts:
-                    async for engine, token in parts:
-                        if has_deadline and not self._request.is_whole and not turn.is_cut:
-                            has_deadline, turn.due_s = False, float("inf")
-                            limit.reschedule(None)
-                        self._accept(engine, token)
-                        if self.outlet.is_full and self._missing:
-                            self.progress.pauses += 1
-                            return False
-            self._note_move(self.progress.resumed(turn.engine, self._floor.clock.monotonic_s()))
+            if turn.engine is None:
+                guards = self._floor.guards.values()
+                asked = [guard for guard in guards if self._request.engine in {None, guard.name}]
+                raise nobody_left(asked, "no engine can take it now") from self._why
+            async with asyncio.timeout_at(None if due_s == float("inf") else due_s) as self._limit:
+                self._begin(turn)
+                return await self._until_complete(turn)
         except TimeoutError:
-            if not limit.expired():
+            if not self._limit.expired():
                 raise
             if not turn.is_cut:
-                raise _Late(self._late()) from None
+                raise self._late() from None
             self.progress.pauses += 1
+            await self._make_room()
             return False
-        except EngineLost as lost:
-            return self._note_loss(lost)
         finally:
+            for use in [*self._uses]:
+                self._leave(use)
             self._floor.intake.give_back(turn)
-        return True
 
-    @property
-    def _missing(self) -> int:
-        return self._request.sampling.max_tokens - len(self._accepted)
+    def _begin(self, turn: Turn) -> None:
+        self._uses[self._use(turn)] = turn
 
-    def _accept(self, engine: str, token: int) -> None:
-        self._note_move(self.progress.token_made(engine, self._floor.clock.monotonic_s()))
-        self._accepted.append(token)
-        self.outlet.put(token)
+    async def _until_complete(self, first: Turn) -> bool:
+        while True:
+            use = await self._ended.get()
+            turn = self._uses.pop(use, None)
+            if turn is None:
+                continue  # left a moment ago
+            self._floor.intake.give_back(turn)
+            if use.loss is None:
+                return self._is_complete(use)
+            if turn is first or not self._uses:  # a second engine that is lost in a race is none that it was moved from
+                self._note_loss(use.loss)
+            if not self._uses:
+                return self._move_on(use.loss)
 
-    async def _parts(self, turn: Turn) -> AsyncGenerator[Part, None]:
-        """The tokens of the turn's engine, or of another that was asked too because this one is late."""
-        floor = self._floor
-        claimed: list[Turn] = []
+    def _is_complete(self, use: EngineUse) -> bool:
+        return use.is_complete()
 
-        def second() -> AsyncGenerator[Part, None] | None:
-            other = floor.intake.claim(turn) if floor.hedges.spend() else None
-            if other is None:
-                return None
-            claimed.append(other)
-            self.progress.is_hedged = True
-            return self._part(other)
+    def _leave(self, use: EngineUse) -> None:
+        use.leave()
+        self._floor.intake.give_back(self._uses.pop(use))
 
-        parts = self._part(turn)
-        late_s = self._hedge_after_s(turn)
-        if late_s > 0:
-            floor.hedges.earn()
-            parts = hedged(parts, second, late_s)
-        try:
-            async with aclosing(parts):
-                async for part in parts:
-                    yield part
-        finally:
-            for other in claimed:
-                floor.intake.give_back(other)  # a part that was stopped before it began has not done so
+    async def _make_room(self) -> None:
+        """For somebody more urgent, who gets the engine when it has stopped. The turn is held for that step, so that
+        nobody else is interrupted for the same."""
+        left_s = min(_STEP_S, self._due_s - self._floor.clock.monotonic_s())
+        for use in [*self._uses]:
+            del self._uses[use]
+            use.leave()
+            await use.wait(max(0.0, left_s))
 
-    async def _part(self, turn: Turn) -> AsyncGenerator[Part, None]:
-        """One engine's part of the stream; gives the turn back as soon as it ends."""
-        floor, engine = self._floor, str(turn.engine)
-        stream = use_engine(
-            floor.guards[engine],
-            self._request.prompt_ids,
-            self._accepted,
-            self._request.sampling,
-            times=floor.times[engine],
-            settings=floor.settings,
-            clock=floor.clock,
-        )
-        try:
-            async with aclosing(stream):
-                async for part in stream:
-                    yield part
-        finally:
-            floor.intake.give_back(turn)
+    def _use_ended(self, use: EngineUse) -> None:
+        if use.loss is not None:
+            self._blame(use.loss)
+        if use in self._uses:
+            self._ended.put_nowait(use)
+        else:
+            self._floor.pump()
 
-    def _hedge_after_s(self, turn: Turn) -> Seconds:
-        """How long its first token may take before a second engine is asked; 0: none is."""
-        if self._request.priority is not Priority.CRITICAL or self._accepted:
-            return 0.0
-        times = self._floor.times[str(turn.engine)].times(self._floor.clock.monotonic_s())
-        return self._floor.settings.hedge_after * times.needed_s(Work(len(self._request.prompt_ids)))
+    def _blame(self, lost: EngineLost) -> None:
+        """The engine may have died of this request; not so if that was answered, there or elsewhere."""
+        if not lost.was_working or self._is_answered or self._missing <= 0:
+            return
+        floor, request = self._floor, self._request
+        deaths = floor.poison.blame(request.prompt_ids, request.sampling, lost.why, floor.clock.monotonic_s())
+        if deaths == DEADLY:
+            floor.emit(RequestPoisoned(model=floor.model, prompt_tokens=len(request.prompt_ids), hosts=deaths))
 
-    def _note_move(self, moved: Event | None) -> None:
-        if moved is not None:
-            self._floor.emit(moved)
-
-    def _note_loss(self, lost: EngineLost) -> bool:
-        """What follows from the loss of an engine. True: nothing is missing. Raises EngineError to give up, and
-        PoisonRequest when this request has killed its second host."""
-        floor = self._floor
+    def _note_loss(self, lost: EngineLost) -> None:
         self.progress.lost(lost.engine, lost.why, lost.silent_since_s)
         self._why, self._avoids = lost.why, lost.engine
-        if lost.was_working and self._missing > 0:
-            now_s = floor.clock.monotonic_s()
-            deaths = floor.poison.blame(self._request.prompt_ids, self._request.sampling, lost.why, now_s)
-            if deaths == DEADLY:
-                prompt_tokens = len(self._request.prompt_ids)
-                floor.emit(RequestPoisoned(model=floor.model, prompt_tokens=prompt_tokens, hosts=deaths))
-            floor.poison.check(self._request.prompt_ids, self._request.sampling, now_s)
-        has_left = not floor.guards[lost.engine].admits
+
+    def _move_on(self, lost: EngineLost) -> bool:
+        """No engine works for it any more. True: nothing is missing. Raises EngineError to give up, and PoisonRequest
+        when this request has killed its second host."""
+        floor = self._floor
+        if self._missing > 0:
+            floor.poison.check(self._request.prompt_ids, self._request.sampling, floor.clock.monotonic_s())
+        has_opened = not floor.guards[lost.engine].admits
         move = after_failure(
             missing=self._missing,
             moves=self.progress.failovers,
-            max_moves=floor.settings.max_moves,
-            may_repeat=self._missing <= 0 or has_left or floor.retries.spend(),
+            max_moves=self._max_moves,
+            may_repeat=self._missing <= 0 or has_opened or floor.retries.spend(),
         )
         if isinstance(move, GiveUp):
             raise nobody_left(tuple(floor.guards.values()), move.reason) from lost.why
         return isinstance(move, Finish)
 
-    def _work(self) -> Work:
-        """What its deadline is about. Of a whole answer as many steps as it may have, or as answers have had lately."""
-        known = len(self._request.prompt_ids) + len(self._accepted)
-        if not self._request.is_whole:
-            return Work(known)
-        most, lengths, now_s = self._request.sampling.max_tokens, self._floor.lengths, self._floor.clock.monotonic_s()
-        is_critical = self._request.priority is Priority.CRITICAL  # begun by the median (`admission.Candidate`)
-        usual = int(lengths.median(now_s) if is_critical else lengths.p95(now_s)) or most
-        return Work(known, max(0, min(usual, most) - len(self._accepted) - 1))
-
     def _late(self) -> DeadlineMissed:
-        what = "was not complete" if self._accepted else "had no token"
         return DeadlineMissed(
-            f"{self._request.priority.name.lower()} request {what} by its deadline",
+            f"{self._request.priority.name.lower()} request {self._shortfall} by its deadline",
             advice="allow more time, or come back later",
             retry_after_s=self._floor.intake.estimate().service_s,
         )
 
+    # --- what is asked, and what of it is there ---
 
-class _Late(Exception):
-    """Carries the error past those of the intake, which has told its own."""
+    @abstractmethod
+    def _use(self, turn: Turn) -> EngineUse:
+        """Ask the turn's engine."""
 
-    def __init__(self, error: DeadlineMissed) -> None:
-        super().__init__(str(error))
-        self.error = error
+    @abstractmethod
+    def _work(self) -> Work:
+        """What its deadline is about."""
+
+    @property
+    @abstractmethod
+    def _missing(self) -> int:
+        """How much of the answer is still to be made; 0: all is there."""
+
+    @property
+    @abstractmethod
+    def _due_s(self) -> Seconds:
+        """When what it is about must be there; infinite once a reader has seen tokens of it."""
+
+    @property
+    @abstractmethod
+    def _max_moves(self) -> int:
+        """When it has lost more engines than these it is given up."""
+
+    @property
+    @abstractmethod
+    def _shortfall(self) -> str:
+        """What a deadline has missed, in words."""

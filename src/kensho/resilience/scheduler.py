@@ -20,7 +20,7 @@ from typing import Literal
 
 from kensho.base.backoff import Rng
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import ConfigError, EngineError, KenshoError
+from kensho.base.errors import ConfigError, EngineError
 from kensho.base.events import Emit, RequestFinished
 from kensho.base.inference import Engine, Sampling
 from kensho.base.structs import Struct, field
@@ -30,16 +30,18 @@ from kensho.resilience.budget import Budget
 from kensho.resilience.canary import OffersLogits
 from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.circuit_status import CircuitStatus
-from kensho.resilience.classify import FailureClass, classify
+from kensho.resilience.engine_use import EngineUse
 from kensho.resilience.estimate import EngineTimes
-from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord, nobody_left
+from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord
 from kensho.resilience.guard import Canary, Guard, hurry
 from kensho.resilience.intake import Intake
-from kensho.resilience.life import Answer, Floor, Life, Request
 from kensho.resilience.outlet import Outlet
 from kensho.resilience.pressure import Level
+from kensho.resilience.request import Floor, Outcome, Request
+from kensho.resilience.starter import Lesson, Starter
+from kensho.resilience.stream_life import Answer, StreamLife
 from kensho.resilience.surroundings import UNKNOWN, Surroundings
-from kensho.resilience.whole_call import call_whole
+from kensho.resilience.whole_call import WholeCall
 
 _LOOK_EVERY_S = 1.0
 _ONE_TOKEN = Sampling(max_tokens=1)
@@ -122,6 +124,7 @@ class Scheduler:
             clock=clock,
             emit=emit,
         )
+        self._starter = Starter(self._guards, model=model)
         self._floor = Floor(
             model=model,
             guards=self._guards,
@@ -133,13 +136,14 @@ class Scheduler:
             emit=emit,
             finished=self._tell_finished,
             closing=lambda: _closed(model) if self._is_closed else None,
+            bring_up=self._starter.bring_up,
+            pump=self._pump,
             times=self._times,
         )
         self._requests: set[asyncio.Task[None]] = set()
         self._preparing: asyncio.Task[None] | None = None
-        self._learning: asyncio.Task[None] | None = None
+        self._is_learning = False
         self._look_timer: asyncio.TimerHandle | None = None
-        self._circuit_changed = asyncio.Event()
         self._is_closed = False
 
     async def __aenter__(self) -> "Scheduler":
@@ -147,7 +151,7 @@ class Scheduler:
         for guard in self._guards.values():
             guard.begin()
         try:
-            await self._start_first()
+            await self._starter.start_first()
         except BaseException:
             await self.close()
             raise
@@ -206,10 +210,8 @@ class Scheduler:
                 raise ConfigError(f"engine {asked.name!r} cannot give logits", advice="ask it for tokens")
             return await asked.logits(prompt_ids)
 
-        if engine is not None:
-            await self._bring_up(self._guards[engine])
         self._pump()
-        return await call_whole(request, self._floor, ask)
+        return await WholeCall(request, self._floor, ask).answer()
 
     def force(self, engine: str, mode: Mode | None, for_s: Seconds | None = None) -> None:
         """A person's word about one engine: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY, or None. Raises ConfigError."""
@@ -235,83 +237,20 @@ class Scheduler:
         self._intake.close(_closed(self._model))
         if self._look_timer:
             self._look_timer.cancel()
-        tasks = [task for task in (self._preparing, self._learning) if task]
-        for task in tasks:
-            task.cancel()
+        if self._preparing:
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing})
         await asyncio.gather(*(guard.close() for guard in self._guards.values()))
         for task in self._requests:
             task.cancel()
-        await asyncio.gather(*tasks, *self._requests, return_exceptions=True)
+        await asyncio.gather(*self._requests, return_exceptions=True)
 
     # --- engines ---
 
-    async def _start_first(self) -> None:
-        why: EngineError | None = None
-        for guard in self._guards.values():
-            async with guard.lane:
-                permit = guard.admit()
-                if permit is None:
-                    continue
-                try:
-                    await guard.start()
-                except EngineError as error:
-                    why = error
-                    guard.failed(permit, FailureClass.CRASH)
-                else:
-                    guard.cancelled(permit)
-                    return
-        if why is None and await self._one_comes_back():
-            return
-        if why and isinstance(why.__cause__, KenshoError) and not isinstance(why.__cause__, EngineError):
-            raise why.__cause__  # a damaged graph, say, is mended by other means than an engine
-        if why is None:
-            raise nobody_left(tuple(self._guards.values()), f"no engine of model {self._model!r} may be started")
-        raise EngineError(f"no engine of model {self._model!r} starts", advice=why.advice) from why
-
-    async def _one_comes_back(self) -> bool:
-        """Wait for circuits that remember trouble: their engines are being started and proven. False: none passed."""
-        guards = self._guards.values()
-        while not any(guard.admits and guard.was_started for guard in guards):
-            if any(guard.admits for guard in guards) or not any(guard.is_coming for guard in guards):
-                return False
-            self._circuit_changed.clear()
-            await self._circuit_changed.wait()
-        return True
-
     async def _prepare(self) -> None:
-        """Bring up the hot standby. A failure is its circuit's to mend."""
-        for guard in self._guards.values():
-            await self._bring_up(guard)
+        """Bring up the hot standby."""
+        await self._starter.bring_up_all()
         self._pump()
-
-    async def _bring_up(self, guard: Guard) -> None:
-        """Start an engine that was never started."""
-        permit = None if guard.was_started else guard.admit()
-        if permit is None:
-            return
-        async with guard.lane:
-            try:
-                await guard.start()
-            except EngineError:
-                guard.failed(permit, FailureClass.CRASH)
-            except BaseException:
-                guard.cancelled(permit)
-                raise
-            else:
-                guard.cancelled(permit)  # a load is no verdict
-
-    async def _learn_canary(self, guard: Guard, permit: int) -> None:
-        try:
-            async with guard.lane, asyncio.timeout(self._settings.breaker.canary_timeout_s):
-                await self._canary.learn(guard.engine, self._clock.monotonic_s)
-        except Exception as error:  # a time-out among them; a task's exception would be nobody's
-            guard.failed(permit, classify(error) or FailureClass.UNKNOWN)
-        except BaseException:
-            guard.cancelled(permit)
-            raise
-        else:
-            guard.succeeded(permit)
-            self._pump()
 
     def _candidates(self) -> tuple[Candidate, ...]:
         """Who takes requests now, best first: the loaded ones; if there is none, one that would have to be loaded."""
@@ -334,10 +273,8 @@ class Scheduler:
             raise ConfigError(f"there is no engine {engine!r}", advice=f"the engines are: {', '.join(self._guards)}")
 
     async def _serve(self, request: Request, progress: StreamProgress) -> AsyncGenerator[int, None]:
-        if request.engine is not None:
-            await self._bring_up(self._guards[request.engine])
         self._pump()
-        life = Life(request, progress, Outlet(self._settings.unread_tokens), self._floor)
+        life = StreamLife(request, progress, Outlet(self._settings.unread_tokens), self._floor)
         task = asyncio.create_task(life.run())
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
@@ -351,7 +288,7 @@ class Scheduler:
             life.settle("cancelled")  # if its task was cancelled before it began
 
     def _changed(self) -> None:
-        self._circuit_changed.set()
+        self._starter.note_change()
         self._pump()
 
     def _pump(self) -> None:
@@ -366,18 +303,25 @@ class Scheduler:
         """Now and then: an engine that died while nobody asks is mended before somebody does, and an unknown canary
         is learned in a quiet moment, from the standby if it is up, since users have no wish of it."""
         self._pump()
-        if (
-            not self._canary.is_known
-            and self._intake.running == 0
-            and (self._learning is None or self._learning.done())
-        ):
+        if not self._canary.is_known and self._intake.running == 0 and not self._is_learning:
             up = [guard for guard in self._guards.values() if guard.engine.is_alive and not guard.lane.locked()]
-            permit = up[-1].admit() if up else None
-            if permit is not None:
-                self._learning = asyncio.create_task(self._learn_canary(up[-1], permit))
+            if up and up[-1].admits:
+                self._is_learning = True
+                Lesson(
+                    up[-1],
+                    self._canary,
+                    self._settings.breaker.canary_timeout_s,
+                    settings=self._settings.failover,
+                    clock=self._clock,
+                    on_end=self._lesson_ended,
+                )
         self._look_timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
 
-    def _tell_finished(self, request: Request, outcome: str, record: StreamRecord) -> None:
+    def _lesson_ended(self, _: EngineUse) -> None:
+        self._is_learning = False
+        self._pump()
+
+    def _tell_finished(self, request: Request, outcome: Outcome, record: StreamRecord) -> None:
         self._emit(
             RequestFinished(
                 model=self._model,
