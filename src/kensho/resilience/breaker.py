@@ -14,8 +14,7 @@ input, so a late timer changes nothing but the moment. (6) A good call never ope
 | CLOSED        | all    | failures in a row, or rates, too high -> OPEN; crash, hang, sticky -> RESTARTING; see below |
 | OPEN          | nobody | the wait is over -> HALF_OPEN, or RESTARTING if the host was killed |
 | HALF_OPEN     | nobody | enough canaries passed -> CLOSED; one failed or was late -> OPEN; too often -> HARD_OPEN |
-| RESTARTING    | nobody | host ready -> HALF_OPEN; start failed -> OPEN for a moment; at the third time, unless the machine |
-|               |        | had no room for it, HARD_OPEN |
+| RESTARTING    | nobody | host ready -> HALF_OPEN; start failed -> OPEN for a moment; too often -> HARD_OPEN |
 | HARD_OPEN     | nobody | the machine or the engine's version has changed, or a person says so -> RESTARTING |
 | FORCED_OPEN   | nobody | a person says so, or the time of the word is over -> RESTARTING |
 | FORCED_CLOSED | all    | as above |
