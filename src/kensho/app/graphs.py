@@ -96,7 +96,8 @@ def clear(app: Kensho) -> Graphs:
     wanted."""
     cache = _cache(app)
     cache.tidy()
-    cache.evict(0)
+    for entry in cache.entries():
+        cache.remove(entry.key, "cleared")
     remove_made(_folder(app), ())
     return look_at_graphs(app)
 
