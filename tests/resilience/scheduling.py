@@ -11,6 +11,7 @@ from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.resilience.stream_life import Answer
+from kensho.resilience.surroundings import UNKNOWN, Surroundings
 from kensho.testing.clock import VirtualClock
 from kensho.testing.engine import ScriptedEngine, expected_ids
 from kensho.testing.loop import run_virtual
@@ -23,7 +24,14 @@ CANARY_IDS = expected_ids([9], Sampling(max_tokens=2))
 
 
 class World:
-    def __init__(self, clock: VirtualClock, settings: SchedulerSettings, canary: Canary, engines: int) -> None:
+    def __init__(
+        self,
+        clock: VirtualClock,
+        settings: SchedulerSettings,
+        canary: Canary,
+        engines: int,
+        surroundings: Surroundings = UNKNOWN,
+    ) -> None:
         self.clock = clock
         self.events: list[Event] = []
         self.primary = ScriptedEngine("primary")
@@ -39,6 +47,7 @@ class World:
             clock=clock,
             rng=lambda: 0.5,
             emit=self.events.append,
+            surroundings=surroundings,
         )
 
     async def ask(self, *, prompt: Sequence[int] = PROMPT, sampling: Sampling = TEN, **how: Any) -> list[int]:
@@ -61,6 +70,7 @@ def in_world(
     engines: int = 2,
     prepare: Any = None,
     before_s: float = 1.0,
+    surroundings: Surroundings = UNKNOWN,
     **settings: Any,
 ) -> World:
     async def main() -> None:
@@ -75,7 +85,7 @@ def in_world(
 
     clock = VirtualClock()
     settings.setdefault("breaker", BreakerSettings(ramp_s=0.0))
-    world = World(clock, SchedulerSettings(**settings), canary or Canary([9], CANARY_IDS), engines)
+    world = World(clock, SchedulerSettings(**settings), canary or Canary([9], CANARY_IDS), engines, surroundings)
     run_virtual(main(), clock=clock)
     return world
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from scheduling import PROMPT, WHOLE, World, in_world
 
-from kensho.base.errors import EngineError
+from kensho.base.errors import EngineError, EnginesOff
 from kensho.resilience.canary import Canary
 from kensho.resilience.circuit import Mode
 from kensho.resilience.classify import FailureClass
@@ -40,7 +40,8 @@ def test_engines_that_only_a_person_can_bring_back_name_no_moment() -> None:
             world.scheduler.force(engine, Mode.FORCED_OPEN)
         error = await refused(world)
         assert "retry_after_s" not in error.facts
-        assert error.advice == "see `kensho status`"
+        assert isinstance(error, EnginesOff)
+        assert "kensho circuit ENGINE auto --model M" in error.advice
 
     in_world(use)
 

@@ -135,6 +135,13 @@ class NotEnoughMemory(EngineError):
     code = "not_enough_memory"
 
 
+class EnginesOff(EngineError):
+    """No engine of the model may take a request: their circuits are open, or a person said so. Nothing is known to be
+    wrong with the model's files; another model may answer. `retry_after_s` says when one is tried again by itself."""
+
+    code = "engines_off"
+
+
 class CompileFailed(EngineError):
     """The compile child ended without a graph; `stage` says where."""
 

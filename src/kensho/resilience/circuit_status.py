@@ -33,8 +33,11 @@ class CircuitStatus(Struct):
 
     @property
     def back_in_s(self) -> Seconds | None:
-        """How soon it may take requests again; 0 if it does, or is being started or proven now. None: not by itself."""
-        return 0.0 if self.mode in ADMITTING | _COMING else self.leaves_in_s
+        """How soon it may take requests again; 0 if it does, or is being started or proven now. None: not by itself:
+        HARD_OPEN only looks at the machine now and then."""
+        if self.mode in ADMITTING | _COMING:
+            return 0.0
+        return None if self.mode is Mode.HARD_OPEN else self.leaves_in_s
 
     def as_fields(self) -> dict[str, object]:
         """Flat and plain, for JSON: `state`, `reason`, `advice`, ages in seconds, counters by name."""

@@ -11,9 +11,10 @@ engine's part of it, and `life` carries it from one to the next.
 from collections.abc import Sequence
 
 from kensho.base.clock import Seconds
-from kensho.base.errors import EngineError
+from kensho.base.errors import EngineError, EnginesOff
 from kensho.base.events import StreamMoved
 from kensho.base.structs import Struct
+from kensho.resilience.circuit import ADVICE
 from kensho.resilience.guard import Guard
 
 
@@ -143,12 +144,16 @@ class StreamProgress:
 
 
 def nobody_left(guards: Sequence[Guard], reason: str) -> EngineError:
-    """The last word about a stream that no engine takes: which ones, why, and (`retry_after_s`) when to come back."""
+    """The last word about a stream that no engine takes: which ones, why, and (`retry_after_s`) when to come back.
+    EnginesOff if no engine would take another one either."""
+    kind = EngineError if any(guard.admits for guard in guards) else EnginesOff
     states = [(guard.name, guard.snapshot()) for guard in guards]
     waits_s = [seen.back_in_s for _, seen in states if seen.back_in_s is not None]
     listed = ", ".join(f"{name} is {seen.mode} ({seen.reason})" for name, seen in states)
     words = f"no answer: {reason}; {listed}"
     if not waits_s:
-        return EngineError(words, advice="see `kensho status`")
+        helps = [ADVICE[seen.hard] for _, seen in states if seen.hard][:1]
+        give_back = "see `kensho circuit`; `kensho circuit ENGINE auto --model M` gives an engine back"
+        return kind(words, advice="; ".join([*helps, give_back]))
     retry_after_s = max(1.0, min(waits_s))
-    return EngineError(words, advice=f"try again in {retry_after_s:.0f} s", retry_after_s=retry_after_s)
+    return kind(words, advice=f"try again in {retry_after_s:.0f} s", retry_after_s=retry_after_s)

@@ -29,7 +29,8 @@ class Starter:
         self._circuit_changed.set()
 
     async def start_first(self) -> None:
-        """Returns when one engine is up. Raises what is wrong with the last one that was tried, or EngineError."""
+        """Returns when one engine is up. Raises what is wrong with the last one that was tried, or EngineError;
+        EnginesOff if the circuits let none be tried."""
         why: EngineError | None = None
         for guard in self._guards.values():
             async with guard.lane:
@@ -48,8 +49,10 @@ class Starter:
             return
         if why and isinstance(why.__cause__, KenshoError) and not isinstance(why.__cause__, EngineError):
             raise why.__cause__  # a damaged graph, say, is mended by other means than an engine
-        if why is None:
-            raise nobody_left(tuple(self._guards.values()), f"no engine of model {self._model!r} may be started")
+        off = nobody_left(tuple(self._guards.values()), f"no engine of model {self._model!r} may be started")
+        if why is None and not any(guard.snapshot().counters.restarts for guard in self._guards.values()):
+            raise off  # none was tried: nothing is known to be wrong with the graph
+        why = why or off
         raise EngineError(f"no engine of model {self._model!r} starts", advice=why.advice) from why
 
     async def bring_up_all(self) -> None:
