@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kensho.base.errors import EngineError
 from kensho.base.events import CanaryFinished, CircuitChanged, Event
 from kensho.base.inference import Sampling
 from kensho.base.structs import replace
@@ -104,3 +105,13 @@ def test_a_canary_without_descriptors_fails_and_is_not_repeated_at_once(graph: L
 
     asyncio.run(main())
     assert set(opened(events)) == {"the canary failed: shortage; the machine has no room for it"}
+
+
+def test_a_request_for_logits_without_descriptors_is_an_engine_error(graph: LoadedGraph) -> None:
+    async def main() -> None:
+        async with two_engines(graph, emit=lambda _: None, settings=SETTINGS) as stage:
+            with no_descriptors(), pytest.raises(EngineError, match="Too many open files"):
+                await stage.primary.logits(PROMPT_IDS)
+            assert len(await stage.primary.logits(PROMPT_IDS)) > 0
+
+    asyncio.run(main())

@@ -105,13 +105,18 @@ class HostProcess:
 
     @property
     def tensors(self) -> "TensorSegment":
-        """The memory shared with the host. Raises EngineError when it has ended."""
+        """The memory shared with the host. Raises EngineError when it has ended or no descriptor is left."""
         if self._tensors is None:
             from kensho.runtime.hosts.tensor_segment import TensorSegment  # numpy: not needed for tokens
 
             if self.has_ended:
                 raise EngineError("the engine host has ended", advice="start the engine")
-            self._tensors = TensorSegment(os.dup(self._segment))
+            try:
+                self._tensors = TensorSegment(os.dup(self._segment))
+            except OSError as error:
+                raise EngineError(
+                    f"cannot open the memory for tensors: {error.strerror}", advice="raise the limit on open files"
+                ) from error
         return self._tensors
 
     def send(self, message: Message) -> None:
