@@ -14,10 +14,10 @@ ANSWERED = Played(CRITICAL, 1.0, 2.0, "ok", 10, 1.2, 1.5, 1.5)
     [
         (replace(ANSWERED, done_s=1.9, ended_s=2.1), "late on the way back"),
         (replace(ANSWERED, done_s=2.1, ended_s=2.1), "late"),
-        (replace(ANSWERED, outcome="cut", first_s=1.5, done_s=2.0), "cut at its deadline, after 50% of its time"),
-        (replace(ANSWERED, outcome="deadline", pauses=2), "interrupted, then refused: deadline"),
-        (replace(ANSWERED, outcome="full", tokens=0, done_s=1.0), "refused after 0% of its time: full"),
-        (replace(ANSWERED, outcome="full", done_s=1.5, begun="LOW 1"), "refused after 50% of its time: full (begun th"),
+        (replace(ANSWERED, outcome="cut", first_s=1.5, done_s=2.0), "cut at its deadline, begun after 0.5 of its time"),
+        (replace(ANSWERED, outcome="deadline", pauses=2), "interrupted and then refused: deadline"),
+        (replace(ANSWERED, outcome="full", done_s=1.0), "refused at once: full, 0 other CRITICAL begun then"),
+        (replace(ANSWERED, outcome="full", done_s=1.7, rivals=2), "refused after 0.7 of its time: full, 2 other"),
     ],
 )
 def test_why_a_request_was_not_answered_in_time(played: Played, why: str) -> None:
@@ -32,9 +32,12 @@ def test_work_counts_where_it_ended_and_requests_where_they_came() -> None:
     figures = Figures([before, late, after], 0.0, 10.0)
     assert figures.good_tokens == 10
     assert figures.late == pytest.approx(1 / 3)
+    assert figures.late_for() == {"HIGH, cut at its deadline": 5}
     assert (figures.served(CRITICAL), figures.served(HIGH), figures.served(LOW)) == (1.0, 0.0, 1.0)
     assert figures.p99_s(CRITICAL) == 1.0
-    assert list(figures.missed(HIGH)) == ["cut at its deadline, after 20% of its time in the queue"]
+    assert list(figures.missed(HIGH)) == [
+        "cut at its deadline, begun after 0.2 of its time, 0 other CRITICAL begun then"
+    ]
 
 
 def test_the_p99_of_nothing_is_nothing() -> None:

@@ -46,8 +46,8 @@ class Played(Struct):
     ended_s: Seconds
     """When its client knew."""
     pauses: int = 0
-    begun: str = ""
-    """If it was not answered: which classes had begun and not ended then, as in "HIGH 1, LOW 2"."""
+    rivals: int = 0
+    """Other CRITICAL requests that had begun and not ended when it was over: those whom nothing interrupts."""
 
     @property
     def is_in_time(self) -> bool:
@@ -91,6 +91,14 @@ class Figures:
         """From coming to the last token, of those in time."""
         return p99(one.ended_s - one.came_s for one in self.of(priority) if one.is_in_time)
 
+    def late_for(self) -> Counter[str]:
+        """Why work was late: tokens by class and reason."""
+        late: Counter[str] = Counter()
+        for one in self._ended():
+            if one.tokens and not one.is_in_time:
+                late[f"{one.priority.name}, {why_missed(one).partition(',')[0]}"] += one.tokens
+        return late
+
     def missed(self, priority: Priority) -> Counter[str]:
         """Why those of the class were not in time, and how often."""
         return Counter(why_missed(one) for one in self.of(priority) if not one.is_in_time)
@@ -109,35 +117,39 @@ def why_missed(one: Played) -> str:
     """In words, for a request that was not in time."""
     if one.outcome == "ok":
         return "late on the way back" if one.done_s <= one.deadline_s else "late"
-    begun = f" (begun then: {one.begun})" if one.begun else ""
+    rivals = f", {one.rivals} other CRITICAL begun then"
     if one.outcome == "cut":
-        waited = (one.first_s - one.came_s) / (one.deadline_s - one.came_s)
-        return f"cut at its deadline, after {waited:.0%} of its time in the queue{begun}"
+        return f"cut at its deadline, begun {_when(one, one.first_s)}{rivals}"
     if one.pauses:
-        return f"interrupted, then refused: {one.outcome}{begun}"
-    waited = (one.done_s - one.came_s) / (one.deadline_s - one.came_s)
-    return f"refused after {waited:.0%} of its time: {one.outcome}{begun}"
+        return f"interrupted and then refused: {one.outcome}{rivals}"
+    return f"refused {_when(one, one.done_s)}: {one.outcome}{rivals}"
+
+
+def _when(one: Played, moment_s: Seconds) -> str:
+    share = (moment_s - one.came_s) / (one.deadline_s - one.came_s)
+    return "at once" if share < 0.05 else f"after {share:.1f} of its time"
 
 
 class Desk:
-    """Puts requests to a scheduler, and knows which of them have begun."""
+    """Puts requests to a scheduler, and knows how many of the CRITICAL ones have begun."""
 
-    def __init__(self, scheduler: Scheduler, prompt_ids: Sequence[int], clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock) -> None:
         self._scheduler = scheduler
-        self._prompt_ids = prompt_ids
         self._clock = clock
-        self._begun: Counter[Priority] = Counter()
+        self._critical = 0
 
-    async def ask(self, priority: Priority, tokens: int, came_s: Seconds, deadline_s: Seconds) -> Played:
+    async def ask(
+        self, prompt_ids: Sequence[int], tokens: int, priority: Priority, *, came_s: Seconds, deadline_s: Seconds
+    ) -> Played:
         """A whole answer of so many tokens. `ended_s` is for the client to correct, if it is elsewhere."""
         answer = self._scheduler.submit(
-            self._prompt_ids, Sampling(max_tokens=tokens), priority=priority, deadline_s=deadline_s, is_whole=True
+            prompt_ids, Sampling(max_tokens=tokens), priority=priority, deadline_s=deadline_s, is_whole=True
         )
-        outcome, begun, made, first_s = "ok", "", 0, 0.0
+        outcome, made, first_s = "ok", 0, 0.0
         try:
             async for _ in answer:
                 if not made:
-                    self._begun[priority] += 1
+                    self._critical += priority is Priority.CRITICAL
                     first_s = self._clock.monotonic_s()
                 made += 1
         except Overloaded as error:
@@ -145,12 +157,10 @@ class Desk:
         except KenshoError as error:
             outcome = error.code
         finally:
-            self._begun[priority] -= made > 0
-        if outcome != "ok":
-            begun = ", ".join(f"{p.name} {self._begun[p]}" for p in Priority if self._begun[p])
-        now_s = self._clock.monotonic_s()
-        pauses = answer.record.pauses
-        return Played(priority, came_s, deadline_s, outcome, made, first_s or now_s, now_s, now_s, pauses, begun)
+            self._critical -= made > 0 and priority is Priority.CRITICAL
+        now_s, pauses = self._clock.monotonic_s(), answer.record.pauses
+        moments = (first_s or now_s, now_s, now_s)
+        return Played(priority, came_s, deadline_s, outcome, made, *moments, pauses, self._critical)
 
 
 def play_virtual(trace: Trace, *, seed: int, only: Priority | None = None) -> list[Played]:
@@ -180,11 +190,15 @@ async def _play(slots: int, jobs: Sequence[Job], clock: VirtualClock) -> list[Pl
     async with scheduler, asyncio.TaskGroup() as requests:
         while scheduler.snapshot().slots < slots:  # noqa: ASYNC110  # as users see it
             await asyncio.sleep(0.1)
-        desk, began_s = Desk(scheduler, _PROMPT_IDS, clock), clock.monotonic_s()
+        desk, began_s = Desk(scheduler, clock), clock.monotonic_s()
         tasks = []
         for job in jobs:
             await asyncio.sleep(max(0.0, began_s + job.arrived_s - clock.monotonic_s()))
-            tokens = max(1, round(job.service_s / TOKEN_S))
-            asked = desk.ask(job.priority, tokens, clock.monotonic_s(), began_s + job.deadline_s)
+            tokens, came_s, deadline_s = (
+                max(1, round(job.service_s / TOKEN_S)),
+                clock.monotonic_s(),
+                began_s + job.deadline_s,
+            )
+            asked = desk.ask(_PROMPT_IDS, tokens, job.priority, came_s=came_s, deadline_s=deadline_s)
             tasks.append(requests.create_task(asked))
     return [one.moved(-began_s) for one in (task.result() for task in tasks)]
