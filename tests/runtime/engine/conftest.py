@@ -1,5 +1,6 @@
 """The exact graph of the tiny model, and how many KV caches are in memory."""
 
+import sys
 import weakref
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from kensho.runtime.engine.kv_cache import KvCache
 from kensho.runtime.graph.raw_graph import build_raw
+
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def test_who_goes_on_with_an_interrupted_stream(ids: list[int], prompt: int, exp
     ("ids", "prompt", "expected"),
     [
         pytest.param([1, 2, 3, 4], 2, (3, True), id="it goes on"),
+        pytest.param([1, 2, 9], 2, (0, False), id="another answer to the same prompt"),
         pytest.param([1, 2, 3, 4], 4, (0, False), id="a canary, which begins like it"),
         pytest.param([1, 2, 3, 4, 5], 4, (0, False), id="a longer prompt, which begins like it"),
     ],
