@@ -9,7 +9,7 @@ from typing import cast
 from kensho.app.opening import ServedModel
 from kensho.app.serving import Serving
 from kensho.app.tiers import ModelSizes
-from kensho.base.errors import Damaged, EngineError, StorageError, WrongNumbers
+from kensho.base.errors import Damaged, EngineError, EnginesOff, StorageError, WrongNumbers
 from kensho.base.events import Emit, Event, ModelClosed, RequestFinished, TierChanged
 from kensho.base.ids import GraphKey, digest_of
 from kensho.base.structs import replace
@@ -50,6 +50,10 @@ class Opener:
     """Models whose graph from the disk no engine can start with, or answers wrongly with."""
     broken: set[str] = field(default_factory=set)
     """Models that no engine can start with, whatever graph is made for them."""
+    off: set[str] = field(default_factory=set)
+    """Models whose circuits let no engine be started."""
+    started: list[str] = field(default_factory=list)
+    """The tier of each attempt."""
     invalidated: list[str] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
 
@@ -68,7 +72,8 @@ class Opener:
     async def _compile(
         self, installed: InstalledModel, tier: Tier, *, is_background: bool, is_idle: bool
     ) -> LoadedGraph:
-        if named(installed) not in self.compiled:
+        origin: Origin = "disk" if named(installed) in self.compiled else "compile"
+        if origin == "compile":
             if is_idle:
                 for _ in range(round(COMPILE_S / STEP_S)):
                     while self.is_held:
@@ -81,7 +86,7 @@ class Opener:
             if self.errors:
                 raise self.errors.pop(0)
             self.compiled.add(named(installed))
-        return self._graph(installed, tier, "compile")
+        return self._graph(installed, tier, origin)
 
     def hold_idle(self, is_held: bool) -> None:
         self.is_held = is_held
@@ -99,7 +104,10 @@ class Opener:
             cast("tuple[EngineHost]", ()),
             sizes,
         )
+        self.started.append(graph.tier)
         await asyncio.sleep(START_S)
+        if named(installed) in self.off:
+            raise EnginesOff(f"no engine of {named(installed)} may be started")
         if graph.source == "disk" and named(installed) in self.unfit:
             raise WrongNumbers("it answers otherwise than when it was made")
         if named(installed) in self.broken:

@@ -7,11 +7,11 @@ on go to the new ones, the old ones end when their last request has. What is dec
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
+from kensho.app.attempts import Attempts
 from kensho.app.opening import ServedModel
 from kensho.app.places import Loaded, Opener, Place, Places
 from kensho.app.tiers import COPIES, KEPT_MODELS, WINDOW_S, TierFacts, choose_tier
@@ -19,13 +19,12 @@ from kensho.app.traffic import Traffic
 from kensho.app.verifying import Verifying
 from kensho.app.warmup import BEFORE_IDLE_S, Room
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import CompileFailed, EngineError, KenshoError, NotEnoughMemory, NotInstalled
+from kensho.base.errors import KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, RequestFinished, TierChanged, TierKept, VersionChanged
 from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
 from kensho.runtime.cache.loaded_graph import LoadedGraph
 from kensho.runtime.hosts.frames import Tier
-from kensho.runtime.text.codec import TextCodec
 from kensho.settings import Settings
 
 LOOK_EVERY_S: Seconds = 5.0
@@ -36,8 +35,6 @@ RETRY_S: Seconds = 300.0
 
 if TYPE_CHECKING:
     from kensho.app.successors import Shelf, Successors
-
-GraphFinder = Callable[[InstalledModel], Awaitable[LoadedGraph]]
 
 
 class Serving:
@@ -66,6 +63,7 @@ class Serving:
             clock=clock,
             emit=emit,
         )
+        self._attempts = Attempts(self._opener, self._places, tier=settings.tier)
         self._shelf = shelf
         self._made_successors: Successors | None = None
         self._lanes: dict[str, asyncio.Lock] = {}
@@ -148,7 +146,7 @@ class Serving:
 
     async def compile(self, installed: InstalledModel) -> LoadedGraph:
         """Find or make the graph, without loading it. Cancelling kills the compile child."""
-        graph = await self._make(installed)
+        graph = await self._attempts.make(installed)
         await self._opener.release(graph)
         return graph
 
@@ -180,74 +178,24 @@ class Serving:
         async with self._lane(installed.model):
             place = self._places.get(installed.model)
             if place is None:
-                place = await self._open(installed, self._first_graph, may_close=may_close)
+                place = await self._open(installed, may_close=may_close)
                 self._adjust(place)
             self._places.put(place)
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
             return place
 
-    async def _open(self, installed: InstalledModel, find: GraphFinder, *, may_close: bool = True) -> Place:
-        """A graph from the cache that does not start, or answers otherwise than it did, is dropped, made anew (R7)."""
+    async def _open(self, installed: InstalledModel, *, is_background: bool = False, may_close: bool = True) -> Place:
         lease = lease_version(installed.folder)
         if lease is None:
             raise NotInstalled(f"{installed.model} {installed.version} was removed a moment ago", advice="ask again")
         try:
-            graph = await find(installed)
-            try:
-                served = await self._start(installed, graph, may_close=may_close)
-            except NotEnoughMemory:
-                raise
-            except EngineError:
-                if graph.source != "disk" and (graph.tier != "raw" or self._settings.tier == "raw"):
-                    raise
-                # Exact and slow does not start either: only the compiled form is left.
-                again = await (find(installed) if graph.tier != "raw" else self._make(installed))
-                served = await self._start(installed, again, may_close=may_close)
+            served = await self._attempts.open(installed, is_background=is_background, may_close=may_close)
         except BaseException:
             lease.close()
             raise
         now_s = self._clock.monotonic_s()
         return Place(installed, lease, Loaded(served), now_s, verified_at_s=now_s)
-
-    async def _first_graph(self, installed: InstalledModel) -> LoadedGraph:
-        """What can answer soonest: the compiled graph if there is one, else the exact one, made in 0.1 s."""
-        if self._settings.tier != "auto":
-            return await self._make(installed)
-        found = await self._opener.find(installed, "mapped")
-        return found or await self._opener.make(installed, "raw")
-
-    async def _make(self, installed: InstalledModel, *, is_background: bool = False) -> LoadedGraph:
-        if self._settings.tier != "auto":
-            return await self._opener.make(installed, self._settings.tier, is_background=is_background)
-        try:
-            return await self._opener.make(installed, "mapped", is_background=is_background)
-        except CompileFailed:
-            # No int8 form answers well enough on this CPU (the event said so): the exact graph needs none.
-            return await self._opener.make(installed, "raw")
-
-    async def _start(
-        self,
-        installed: InstalledModel,
-        graph: LoadedGraph,
-        codec: TextCodec | None = None,
-        *,
-        is_giving_back: bool = False,
-        may_close: bool = True,
-    ) -> ServedModel:
-        try:
-            sizes = await self._opener.sizes(graph)
-            if not is_giving_back:
-                await self._places.make_room(installed.model, graph.tier, sizes, may_close=may_close)
-        except BaseException:
-            await self._opener.release(graph)
-            raise
-        try:
-            return await self._opener.start(installed, graph, sizes, codec)
-        except EngineError as error:
-            if graph.source == "disk":
-                await self._opener.invalidate(graph, f"no engine starts with it: {error.message}")
-            raise
 
     # --- versions ---
 
@@ -264,11 +212,10 @@ class Serving:
     async def _go_over(self, place: Place, installed: InstalledModel) -> None:
         """Open this version of a loaded model beside it, and let it take the requests from then on."""
         began_s, from_version = self._clock.monotonic_s(), place.installed.version
-        make = partial(self._make, is_background=True)
         try:
-            after = await self._open(installed, make)
+            after = await self._open(installed, is_background=True)
         except NotEnoughMemory:
-            after = await self._open_instead(place, installed, make)
+            after = await self._open_instead(place, installed)
         else:
             self._places.follow(place, after)
         after.is_pinned, after.tokens, after.used_at_s = place.is_pinned, place.tokens, place.used_at_s
@@ -280,7 +227,7 @@ class Serving:
             )
         )
 
-    async def _open_instead(self, place: Place, installed: InstalledModel, make: GraphFinder) -> Place:
+    async def _open_instead(self, place: Place, installed: InstalledModel) -> Place:
         """There is no room for both: the old version ends first, when what it answers now is over. Who comes meanwhile
         waits for the new one, or for the old one if that does not start."""
         async with self._lane(installed.model):
@@ -290,9 +237,9 @@ class Serving:
             try:
                 await self._places.end_engines(place)
                 try:
-                    after = await self._open(installed, make)
+                    after = await self._open(installed, is_background=True)
                 except KenshoError:
-                    again = await self._open(place.installed, self._first_graph)
+                    again = await self._open(place.installed)
                     place.loaded, place.lease = again.loaded, again.lease
                     self._places.put(place)
                     raise
@@ -343,7 +290,7 @@ class Serving:
                 return
             # Giving back is for when there is no room: the reserve pays for the moment in which both are up.
             is_giving_back = wanted == "mapped" and before.served.graph.tier in COPIES
-            served = await self._start(installed, graph, before.served.codec, is_giving_back=is_giving_back)
+            served = await self._attempts.start(installed, graph, before.served.codec, is_giving_back=is_giving_back)
         except KenshoError as error:
             place.retry_at_s = self._clock.monotonic_s() + RETRY_S
             tier = before.served.graph.tier
