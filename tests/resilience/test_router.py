@@ -67,13 +67,44 @@ def test_when_no_engine_takes_requests_the_first_is_left_to_say_so() -> None:
     assert step.engine == "primary"
 
 
+def test_a_model_whose_engines_are_all_out_is_replaced_by_its_fallback() -> None:
+    engines = (EngineFacts("primary", False, "is FORCED_OPEN"), EngineFacts("standby", False, "is HARD_OPEN"))
+    out = Usable("1.0", engines, fallback="small")
+    assert routed("big", big=out) == Look("small")
+    step = routed("big", big=out, small=UP)
+    assert step == Choice(
+        "small", "1.0", "primary", "fallback of 'big'; big: primary is FORCED_OPEN, standby is HARD_OPEN", True
+    )
+
+
+def test_one_that_is_being_brought_back_is_waited_for() -> None:
+    engines = (EngineFacts("primary", False, "is RESTARTING", is_coming=True), EngineFacts("standby", False, "is OPEN"))
+    step = routed("big", big=Usable("1.0", engines, fallback="small"), small=UP)
+    assert isinstance(step, Choice)
+    assert step.model == "big"
+
+
+def test_where_nobody_else_can_answer_the_one_that_was_asked_for_is_left_to_say_so() -> None:
+    out = Usable("1.0", (EngineFacts("primary", False, "is OPEN"),), fallback="small")
+    step = routed("big", big=out, small=Unusable("not installed"))
+    assert step == Choice("big", "1.0", "primary", "asked for; small: not installed", is_fallback=False)
+    step = routed("chat", {"chat": ("big", "small")}, big=Unusable("damaged"), small=out)
+    assert step == Choice("small", "1.0", "primary", "no other model can answer; big: damaged", is_fallback=True)
+
+
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     truth=st.dictionaries(
-        NAMES, st.one_of(st.just(UP), st.builds(Unusable, st.just("broken"), st.none() | NAMES)), min_size=4
+        NAMES,
+        st.one_of(
+            st.just(UP),
+            st.builds(Unusable, st.just("broken"), st.none() | NAMES),
+            st.builds(Usable, st.just("1.0"), st.just((EngineFacts("primary", False, "is OPEN"),)), st.none() | NAMES),
+        ),
+        min_size=4,
     ),
     task=st.lists(NAMES, min_size=1, max_size=3),
 )
@@ -89,7 +120,8 @@ def test_looking_ends_and_the_choice_is_usable_if_any_model_on_the_way_is(
         facts[step.model] = truth[step.model]
     assert not isinstance(step, Look)
     if isinstance(step, Choice):
-        assert truth[step.model] == UP
+        assert truth[step.model] == UP or not any(facts[name] == UP for name in facts)
+        assert isinstance(truth[step.model], Usable)
         assert step.is_fallback == (step.model != task[0])
     else:
         assert all(isinstance(truth[name], Unusable) for name in task)

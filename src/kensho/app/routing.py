@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kensho.base.errors import (
     CompileFailed,
     Damaged,
+    EnginesOff,
     KenshoError,
     ModelError,
     NotEnoughMemory,
@@ -17,16 +18,15 @@ from kensho.base.errors import (
     NotInstalled,
     TransportError,
 )
-from kensho.base.structs import Struct
-from kensho.resilience.circuit import ADMITTING
-from kensho.resilience.router import Choice, EngineFacts, Facts, Look, Unusable, Usable, route
+from kensho.base.structs import Struct, replace
+from kensho.resilience.router import Choice, EngineFacts, Facts, Look, Unusable, Usable, route, why_out
 
 if TYPE_CHECKING:
     from kensho.app.opening import ServedModel
     from kensho.delivery.store import InstalledModel
 
 CANNOT_BE_HAD = (Damaged, NotInstalled, NotEnoughSpace, TransportError)
-CANNOT_BE_LOADED = (NotEnoughMemory, ModelError, CompileFailed)
+CANNOT_BE_LOADED = (NotEnoughMemory, EnginesOff, ModelError, CompileFailed)
 """Known only once it was tried; the model's fallback answers then, and the event of the attempt has said why."""
 
 
@@ -78,7 +78,10 @@ class Router:
                 await self.lost(step.model, error)
             else:
                 self._installed[step.model] = installed
-                self._facts[step.model] = Usable(installed.version, self._engines_of(installed))
+                known = Usable(installed.version, self._engines_of(installed))
+                if why_out(known, self._engine):
+                    known = replace(known, fallback=await self._fallback_of(step.model))
+                self._facts[step.model] = known
 
     async def lost(self, model: str, error: KenshoError) -> None:
         """The model cannot answer after all."""
@@ -108,5 +111,6 @@ def engine_facts(served: "ServedModel | None") -> tuple[EngineFacts, ...]:
         return ()
     circuits = served.scheduler.snapshot().circuits
     return tuple(
-        EngineFacts(name, seen.mode in ADMITTING, f"is {seen.mode} ({seen.reason})") for name, seen in circuits.items()
+        EngineFacts(name, seen.admits, f"is {seen.mode} ({seen.reason})", is_coming=seen.back_in_s == 0.0)
+        for name, seen in circuits.items()
     )
