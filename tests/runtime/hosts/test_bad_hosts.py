@@ -244,3 +244,17 @@ while True:
             await anext(host.generate([1], (), Sampling()))
 
     run(tmp_path, LOAD + "receive(Generate)\n" + script, check)
+
+
+def test_a_host_that_goes_on_and_on_after_a_cancel_is_killed_within_the_budget_of_a_step(tmp_path: Path) -> None:
+    script = LOAD + "receive(Generate)\nwhile True:\n    send(Token(1, 5))\n    time.sleep(0.01)\n"
+
+    async def check(host: EngineHost) -> None:
+        await host.start()
+        stream = host.generate([1], (), Sampling())
+        assert await anext(stream) == 5
+        began_s = asyncio.get_running_loop().time()
+        await stream.aclose()
+        assert 0.3 <= asyncio.get_running_loop().time() - began_s < 2.0
+
+    run(tmp_path, script, check)

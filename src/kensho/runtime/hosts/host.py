@@ -158,7 +158,7 @@ class EngineHost:
         """See `Engine.generate`. Also raises ConfigError for a prompt that the model cannot take.
 
         A full context ends the stream as max_tokens does. After a cancel it waits until the host has stopped (one
-        step), or kills it.
+        step), or kills it when the budget of that step is over.
         """
         async with self._lane:
             host = self._running()
@@ -185,7 +185,7 @@ class EngineHost:
                             continue
             finally:
                 if not is_over and host.is_alive:
-                    await self._cancel(host, number)
+                    await self._cancel(host, number, budget_s)
 
     async def logits(self, ids: Sequence[int]) -> "NDArray[np.float32]":
         """The logits after these ids, (vocab_size,), as computed from nothing: to compare engines within a tolerance.
@@ -231,7 +231,7 @@ class EngineHost:
                         raise restore_error(error)
         finally:
             if not is_over and host.is_alive:
-                await self._cancel(host, number)
+                await self._cancel(host, number, budget_s)
 
     def arm_fault(self, kind: FaultKind, times: int) -> None:
         """Let the next `times` requests meet a real failure (row S6), restarts in between included."""
@@ -334,15 +334,17 @@ class EngineHost:
             host.kill(error.message)
             raise
 
-    async def _cancel(self, host: HostProcess, request: int) -> None:
+    async def _cancel(self, host: HostProcess, request: int, budget_s: Seconds) -> None:
+        """Returns when the host is idle, or dead: it has `budget_s` to stop, whatever else it says meanwhile."""
         host.send(Cancel(request))
         try:
-            while True:
-                match await host.receive(self._inactivity_s):
-                    case Done(number) | Failed(number) | Exchanged(number) if number == request:
-                        return
+            async with asyncio.timeout(budget_s):
+                while True:
+                    match await host.receive(budget_s):
+                        case Done(number) | Failed(number) | Exchanged(number) if number == request:
+                            return
         except TimeoutError:
-            host.kill(f"a cancelled request did not stop within {self._inactivity_s:.2f} s")
+            host.kill(f"a cancelled request did not stop within {budget_s:.2f} s")
         except HostGoneError:
             return
         except EngineError as error:
