@@ -9,18 +9,20 @@ answer.record                                # the figures
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from kensho.app.answers import AnswerRecord, GenerateOptions, Prompt, Token
-from kensho.base.clock import Clock
+from kensho.app.answers import AnswerRecord, GenerateOptions, LoadSource, Prompt, Token
+from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import ConfigError
 from kensho.base.inference import Sampling
+from kensho.base.structs import Struct, field
 
 if TYPE_CHECKING:
     from kensho.app.opening import ServedModel
     from kensho.app.routing import Router
     from kensho.app.serving import Serving
     from kensho.resilience.router import Choice
+    from kensho.resilience.stream_life import Answer
     from kensho.runtime.text.codec import TextCodec
 
 LONG_PROMPT_CHARS = 20_000
@@ -47,22 +49,22 @@ class AnswerStream:
         self._clock = clock
         self._began_s = clock.monotonic_s()
         self._tokens = self._run(prompt, options)
-        self._measure: Callable[[], AnswerRecord] | None = None
-        self._record: AnswerRecord | None = None
+        self._course: _Course | None = None  # from the first token on
+        self._is_complete = False
 
     @property
     def record(self) -> AnswerRecord:
         """What happened. ConfigError before the answer is complete."""
-        if self._record is None:
+        if not self._is_complete:
             raise ConfigError("the answer is not complete", advice="iterate to its end first")
-        return self._record
+        return self.so_far
 
     @property
     def so_far(self) -> AnswerRecord:
         """What has happened until now, also of an answer that was left early. ConfigError before its first token."""
-        if self._measure is None:
+        if self._course is None:
             raise ConfigError("the answer has not begun", advice="wait for its first token")
-        return self._record or self._measure()
+        return self._course.record()
 
     def __aiter__(self) -> AsyncGenerator[Token, None]:
         return self._tokens
@@ -72,63 +74,45 @@ class AnswerStream:
         await self._tokens.aclose()
 
     async def _run(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Token, None]:
-        from kensho.resilience.admission import parse_priority
-
-        clock = self._clock
-        deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
         async with AsyncExitStack() as held:
             choice, was_loaded, served = await self._load(held)
-            loaded_s = first_s = clock.monotonic_s()
+            loaded_seconds = self._clock.monotonic_s() - self._began_s
             prompt_ids = await _encode(served.codec, prompt, is_raw=options.is_raw_prompt)
-            detokenizer = served.codec.detokenizer()
-            ids: list[int] = []
-            pieces: list[str] = []
-            answer = served.scheduler.submit(
-                prompt_ids,
-                Sampling(options.max_tokens, options.temperature, options.seed, served.codec.stop_ids),
-                priority=parse_priority(options.priority),
-                deadline_s=deadline_s,
-                is_whole=options.is_whole,
-                engine=options.engine,
+            answer = self._submit(served, prompt_ids, options)
+            room = min(self._max_context, served.graph.max_positions) - len(prompt_ids)
+            course = _Course(
+                served=served,
+                choice=choice,
+                answer=answer,
+                load_source="memory" if was_loaded else served.graph.source,
+                load_seconds=0.0 if was_loaded else loaded_seconds,
+                first_token_seconds=loaded_seconds,
+                prompt_tokens=len(prompt_ids),
+                most_tokens=min(options.max_tokens, room),
             )
-            room = min(options.max_tokens, min(self._max_context, served.graph.max_positions) - len(prompt_ids))
-
-            def measure() -> AnswerRecord:
-                figures = answer.record
-                finish: Literal["stop", "length"] = "length" if len(ids) >= room else "stop"
-                return AnswerRecord(
-                    model=served.graph.model,
-                    version=served.graph.version,
-                    text="".join(pieces),
-                    token_ids=tuple(ids),
-                    load_source="memory" if was_loaded else served.graph.source,
-                    load_seconds=0.0 if was_loaded else loaded_s - self._began_s,
-                    first_token_seconds=first_s - self._began_s,
-                    tokens_per_second=figures.tokens_per_second,
-                    engine=figures.engine,
-                    tier=served.tier_of(figures.engine),
-                    failovers=figures.failovers,
-                    gap_ms=figures.gap_ms,
-                    is_fallback_model=choice.is_fallback,
-                    reason=choice.reason,
-                    prompt_tokens=len(prompt_ids),
-                    finish=finish,
-                )
-
+            detokenizer = served.codec.detokenizer()
             async with aclosing(answer):
                 async for token in answer:
-                    if not ids:
-                        first_s = clock.monotonic_s()
-                        self._measure = measure
-                    ids.append(token)
-                    pieces.append(detokenizer.push(token))
-                    yield Token(token, pieces[-1])
+                    if self._course is None:
+                        course.first_token_seconds = self._clock.monotonic_s() - self._began_s
+                        self._course = course
+                    yield course.add(token, detokenizer.push(token))
             rest = detokenizer.finish()
             if rest:
-                pieces.append(rest)
-                yield Token(None, rest)
-            self._measure = measure
-            self._record = measure()
+                yield course.add(None, rest)
+            self._course, self._is_complete = course, True
+
+    def _submit(self, served: "ServedModel", prompt_ids: list[int], options: GenerateOptions) -> "Answer":
+        from kensho.resilience.admission import parse_priority
+
+        return served.scheduler.submit(
+            prompt_ids,
+            Sampling(options.max_tokens, options.temperature, options.seed, served.codec.stop_ids),
+            priority=parse_priority(options.priority),
+            deadline_s=None if options.deadline_s is None else self._began_s + options.deadline_s,
+            is_whole=options.is_whole,
+            engine=options.engine,
+        )
 
     async def _load(self, held: AsyncExitStack) -> "tuple[Choice, bool, ServedModel]":
         """The model that answers, loaded, and whether it was before. One that cannot be loaded here is replaced by
@@ -143,6 +127,48 @@ class AnswerStream:
                 return choice, was_loaded, await held.enter_async_context(serving.use(installed))
             except CANNOT_BE_LOADED as error:
                 await self._router.lost(installed.model, error)
+
+
+class _Course(Struct, frozen=False, kw_only=True):
+    """What has happened of one answer."""
+
+    served: "ServedModel"
+    choice: "Choice"
+    answer: "Answer"
+    load_source: LoadSource
+    load_seconds: Seconds
+    prompt_tokens: int
+    most_tokens: int
+    first_token_seconds: Seconds
+    token_ids: list[int] = field(factory=list)
+    pieces: list[str] = field(factory=list)
+
+    def add(self, token: int | None, text: str) -> Token:
+        if token is not None:
+            self.token_ids.append(token)
+        self.pieces.append(text)
+        return Token(token, text)
+
+    def record(self) -> AnswerRecord:
+        served, figures = self.served, self.answer.record
+        return AnswerRecord(
+            model=served.graph.model,
+            version=served.graph.version,
+            text="".join(self.pieces),
+            token_ids=tuple(self.token_ids),
+            load_source=self.load_source,
+            load_seconds=self.load_seconds,
+            first_token_seconds=self.first_token_seconds,
+            tokens_per_second=figures.tokens_per_second,
+            engine=figures.engine,
+            tier=served.tier_of(figures.engine),
+            failovers=figures.failovers,
+            gap_ms=figures.gap_ms,
+            is_fallback_model=self.choice.is_fallback,
+            reason=self.choice.reason,
+            prompt_tokens=self.prompt_tokens,
+            finish="length" if len(self.token_ids) >= self.most_tokens else "stop",
+        )
 
 
 async def _encode(codec: "TextCodec", prompt: Prompt, *, is_raw: bool) -> list[int]:
