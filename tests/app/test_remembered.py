@@ -16,7 +16,7 @@ KEY = ("dialogue", "primary")
 
 
 def keep(store: Path, mode: Mode, *, boot: str | None = None) -> SavedCircuit:
-    fingerprint = f"{read_boot_id() if boot is None else boot} | 1.31.1 2.0 mapped | "
+    fingerprint = f"{read_boot_id() if boot is None else boot} | 1.31.1 2.0 | "
     hard = HardReason.START_LOOP if mode is Mode.HARD_OPEN else None
     kept = SavedCircuit(mode, 3, "start_loop: third failed start", fingerprint, hard)
     write_circuits(store / "circuits.json", {KEY: kept}, clock=VirtualClock())

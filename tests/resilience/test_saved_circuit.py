@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kensho.base.structs import replace
 from kensho.resilience import breaker
 from kensho.resilience.circuit import (
     BreakerSettings,
@@ -62,6 +63,15 @@ def test_hard_open_ends_with_a_reboot_or_another_version_and_so_does_the_doublin
     assert (state.mode, state.trips, state.fingerprint) == (Mode.RESTARTING, 0, "boot 2")
 
 
+@pytest.mark.parametrize("hard", HardReason)
+def test_another_form_of_the_graph_is_no_reason_to_forget_what_the_machine_has(hard: HardReason) -> None:
+    off = replace(kept(Mode.HARD_OPEN, hard=hard), form="mapped")
+    assert resumed(off, 50.0, "boot 1", "mapped").mode is Mode.HARD_OPEN
+    expected = Mode.OPEN if hard is HardReason.OUTPUT_MISMATCH else Mode.HARD_OPEN
+    assert resumed(off, 50.0, "boot 1", "packed").mode is expected
+    assert resumed(off, 50.0, "boot 2", "mapped").mode is Mode.OPEN
+
+
 def test_a_persons_word_stays_unless_it_was_for_a_time() -> None:
     state = breaker.closed(0.0, "boot 1")
     for_ever, _ = breaker.step(state, Force(Mode.FORCED_OPEN), 0.0, SETTINGS)
@@ -73,7 +83,8 @@ def test_a_persons_word_stays_unless_it_was_for_a_time() -> None:
 @pytest.mark.parametrize("failure", [F.TIMEOUT, F.CRASH, F.DEVICE_LOST])
 def test_what_is_saved_comes_back_through_json(failure: F) -> None:
     state, _ = breaker.step(breaker.closed(0.0, "boot 1"), Failed(1, failure), 0.0, SETTINGS)
-    circuit = saved(state)
+    circuit = saved(state, "mapped")
+    assert circuit.form == "mapped"
     assert from_json(json.loads(json.dumps(circuit.as_json()))) == circuit
     assert (circuit.mode, circuit.trips, circuit.hard) == (state.mode, state.trips, state.hard)
 
@@ -86,7 +97,9 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.sampled_from([*Mode, *HardReason]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["mode", "trips", "reason", "fingerprint", "hard"]), inner, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(["mode", "trips", "reason", "fingerprint", "hard", "form"]), inner, max_size=5
+        )
     ),
     max_leaves=8,
 )

@@ -4,6 +4,7 @@ All of it is read from /proc and from clocks, without touching an engine or a dr
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,12 @@ boot_s = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if _KNOWS_SLEEP else S
 it is read for each request."""
 
 
-def surroundings(memory: CircuitFile, graph: str, root: Path = Path("/")) -> Surroundings:
-    """The edges of the circuits of one model. `graph`: what else, if it changes, makes an engine another one."""
-    engine = f"{read_machine().engine_version} {graph}"
-    return Surroundings(look=lambda: look(engine, root), boot_s=boot_s, memory=memory)
+def surroundings(
+    memory: CircuitFile, version: str, form_of: Callable[[str], str], root: Path = Path("/")
+) -> Surroundings:
+    """The edges of the circuits of one version of a model. `form_of`: the tier of an engine."""
+    engine = f"{read_machine().engine_version} {version}"
+    return Surroundings(look=lambda: look(engine, root), boot_s=boot_s, memory=memory, form_of=form_of)
 
 
 def look(engine: str, root: Path = Path("/")) -> MachineSeen:

@@ -159,7 +159,7 @@ class ModelOpener:
                 clock=self._clock,
                 rng=_rng,
                 emit=self._emit,
-                surroundings=surroundings(self._circuits, f"{installed.version} {graph.tier}"),
+                surroundings=surroundings(self._circuits, installed.version, lambda name: _tier_of(graph, name)),
             )
             await scheduler.__aenter__()
             try:

@@ -90,7 +90,8 @@ class Guard:
         self._next_look_s = self._boot_s() + SLEPT_S
         """By the clock of `boot_s`. Before that the machine cannot have slept so long that it matters."""
         kept = surroundings.memory.load(model, engine.name)
-        state = resumed(kept, clock.monotonic_s(), surroundings.look().fingerprint)
+        self._form = surroundings.form_of(engine.name)
+        state = resumed(kept, clock.monotonic_s(), surroundings.look().fingerprint, self._form)
         self._gate = gate = Gate(state, settings, now_s=clock.monotonic_s, rng=rng, carry_out=self._carry_out_all)
         # The gate's own methods: one around each would cost every call a tenth more.
         self.succeeded = gate.succeeded
@@ -255,7 +256,7 @@ class Guard:
                 next_step=change.next_step,
             )
         )
-        self._surroundings.memory.save(self._model, self.name, saved(self._gate.state))
+        self._surroundings.memory.save(self._model, self.name, saved(self._gate.state, self._form))
         asyncio.get_running_loop().call_soon(self._on_change)
 
     def _set_timer(self, at_s: Seconds) -> None:

@@ -49,6 +49,8 @@ class Surroundings(Struct):
     """A clock that goes on while the machine sleeps, as the monotonic one does not: on Linux CLOCK_BOOTTIME. Read once
     for each request."""
     memory: CircuitMemory = Forgetful()
+    form_of: Callable[[str], str] = lambda engine: ""
+    """Of an engine by its name: the form of its graph."""
 
 
 UNKNOWN = Surroundings()
