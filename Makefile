@@ -64,8 +64,9 @@ build/breaker-peers/peers.stamp: requirements/breaker-peers.in
 bench-breaker: setup-dev build/breaker-peers/peers.stamp  ## the circuit breaker beside seven others: cost, and what they let through
 	@$(BIN)/python bench/breaker.py
 
-bench-overload: setup-dev  ## overload, simulated beside four peers and for real; engines killed in mid-stream (12 minutes)
+bench-overload: setup-dev build/breaker-peers/peers.stamp  ## overload, simulated beside four peers and for real; a hang; kills (25 minutes)
 	@$(BIN)/python bench/overload.py
+	@echo; $(BIN)/python bench/hang.py
 	@echo; $(BIN)/python bench/failover.py
 
 mutate: setup-dev  ## change every line that decides, and see that a test fails (mutmut; half an hour)
