@@ -27,7 +27,7 @@ AREAS = {
         "modules": ["breaker", "breaker_moves", "breaker_rates", "gate"],
         "tests": [
             *("test_breaker.py", "test_breaker_model.py", "test_breaker_waits.py", "test_breaker_words.py"),
-            *("test_gate.py", "test_circuit.py"),
+            *("test_gate.py", "test_circuit.py", "test_saved_circuit.py"),
         ],
         # those that change the source themselves, and those that take long (shrinking!) and find no more
         "without": "not TestCompared and not catches_the_mutant and not threads and not hundred_thousand",

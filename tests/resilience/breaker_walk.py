@@ -147,15 +147,17 @@ class Pair:
             generation, ticket = self.canaries.pop(which % len(self.canaries))
             event: Any = {"ok": CanaryPassed(generation), "cancel": CanaryCancelled(generation)}.get(str(outcome))
             event = event or CanaryFailed(generation, F(outcome))
-            if outcome == "cancel":
-                self.canaries.append((generation, ticket))  # who was cancelled may say something yet
+            before = len(self.canaries)
             self.do(event, lambda: self.reference.settle_canary(ticket, outcome, draw), draw)
+            self.canaries.insert(before, (generation, ticket))  # it may say something once more, which is stale
 
     def settle_host(self, which: int, outcome: F | str, draw: float) -> None:
         if self.hosts:
             generation, ticket = self.hosts.pop(which % len(self.hosts))
             event = HostReady(generation) if outcome == "ok" else HostFailed(generation, F(outcome))
+            before = len(self.hosts)
             self.do(event, lambda: self.reference.settle_host(ticket, outcome, draw), draw)
+            self.hosts.insert(before, (generation, ticket))
 
     def look(self, which: int, machine: str, is_there: bool, draw: float) -> None:
         if self.looks:
@@ -203,7 +205,7 @@ def walk(module: Any, steps: int, seed: int) -> Pair:
     while pair.steps < steps:
         if left == 0:
             mood, left = (
-                rng.choice(["any", "any", "any", "any", "good", "mixed", "slow", "crashes", "wrong", "lost", "dead"]),
+                rng.choice(["any", "any", "any", "any", "good", "mixed", "slow", *TROUBLES]),
                 rng.randrange(20, 60),
             )
         left -= 1
@@ -212,8 +214,14 @@ def walk(module: Any, steps: int, seed: int) -> Pair:
     return pair
 
 
-TROUBLES: dict[str, F] = {"crashes": F.CRASH, "wrong": F.CRASH, "dead": F.CRASH, "lost": F.DEVICE_LOST}
-"""Moods in which an engine comes and goes, and what its requests then meet."""
+TROUBLES: dict[str, tuple[F, list[F], list[F]]] = {
+    "crashes": (F.CRASH, [], []),
+    "wrong": (F.CRASH, [], [F.MISMATCH, F.WRONG_NUMBERS]),
+    "dead": (F.CRASH, [F.CRASH], []),
+    "lost": (F.DEVICE_LOST, [F.DEVICE_LOST], []),
+    "poor": (F.CRASH, [F.SHORTAGE, F.OUT_OF_MEMORY], [F.SHORTAGE]),
+}
+"""Moods in which an engine comes and goes: what its requests then meet, and half of its starts, and of its canaries."""
 
 
 def _act(pair: Pair, rng: random.Random, mood: str) -> None:
@@ -258,19 +266,19 @@ def _act(pair: Pair, rng: random.Random, mood: str) -> None:
 
 def _come_and_go(pair: Pair, rng: random.Random, mood: str, draw: float) -> None:
     """An engine that can always be brought back, and never stays."""
-    mode = pair.reference.mode
+    mode, (met, at_start, at_canary) = pair.reference.mode, TROUBLES[mood]
     if mode == "CLOSED":
         pair.advance(rng.choice([0.0, 20.0, 150.0, 250.0, 600.0]), draw)
         if rng.random() < 0.2:
             pair.woke(draw)
         pair.admit(draw)
-        pair.settle(-1, TROUBLES[mood], None, draw)
+        pair.settle(-1, met, None, draw)
     elif mode == "RESTARTING":
         if rng.random() < 0.5:
             pair.begin(-1 - len(pair.canaries), draw)
-        is_dead = mood == "dead" and rng.random() < 0.6
-        is_lost = mood == "lost" and rng.random() < 0.3
-        pair.settle_host(-1, F.CRASH if is_dead else F.DEVICE_LOST if is_lost else "ok", draw)
+        if rng.random() < 0.2:
+            pair.settle_host(-2, "ok", draw)
+        pair.settle_host(-1, rng.choice(at_start) if at_start and rng.random() < 0.5 else "ok", draw)
     elif mode == "HALF_OPEN":
         if rng.random() < 0.5:
             pair.begin(-1, draw)
@@ -279,8 +287,7 @@ def _come_and_go(pair: Pair, rng: random.Random, mood: str, draw: float) -> None
             pair.settle_host(-1, "ok", draw)
         if rng.random() < 0.3:
             pair.settle_canary(-2, "ok", draw)
-        is_wrong = mood == "wrong" and rng.random() < 0.6
-        pair.settle_canary(-1, rng.choice([F.MISMATCH, F.WRONG_NUMBERS]) if is_wrong else "ok", draw)
+        pair.settle_canary(-1, rng.choice(at_canary) if at_canary and rng.random() < 0.5 else "ok", draw)
     elif mode == "OPEN":
         pair.advance(None, draw)
     elif mode == "HARD_OPEN" and mood == "lost":

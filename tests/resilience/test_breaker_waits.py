@@ -204,6 +204,18 @@ def test_starts_for_which_the_machine_has_no_room_are_tried_for_as_long_as_it_ta
     assert life.wait() == pytest.approx(5.0)
 
 
+def test_a_person_who_gives_it_back_makes_it_try_soon_again() -> None:
+    life = Life()
+    life.fail(F.CRASH)
+    for _ in range(5):
+        life.start(F.SHORTAGE)
+        life.wait()
+    life.start(F.SHORTAGE)
+    life.tell(Force(Mode.FORCED_OPEN), Force(None))
+    life.start(F.SHORTAGE)
+    assert life.wait() == pytest.approx(5.0)
+
+
 def test_two_failed_starts_and_wants_of_the_machine_between_them_are_no_loop() -> None:
     life = Life()
     life.fail(F.CRASH)
@@ -219,6 +231,7 @@ def test_a_canary_for_which_the_machine_has_no_room_leaves_the_host_alone() -> N
     waits = []
     for _ in range(3):
         life.canary(F.SHORTAGE)
+        assert life.state.reason == "the canary failed: shortage; the machine has no room for it"
         waits.append(life.wait())
         assert life.state.mode is Mode.HALF_OPEN
     assert waits == pytest.approx([5.0, 10.0, 20.0])

@@ -141,7 +141,7 @@ def _apply(state: State, event: Input, at: Moment) -> Result:
         case Tick():
             return state, ()
         case Admit():
-            return _admit(state, at)
+            return _admit(state)
         case Succeeded(generation) | Failed(generation) | Cancelled(generation):
             is_current = generation == state.generation and state.mode in ADMITTING
             return _settle(state, event, at) if is_current else _stale(state)
@@ -170,7 +170,7 @@ def _apply(state: State, event: Input, at: Moment) -> Result:
             assert_never(event)
 
 
-def _admit(state: State, at: Moment) -> Result:
+def _admit(state: State) -> Result:
     if state.mode in ADMITTING:
         return state, (Admitted(state.generation),)
     return count(state, rejected=state.counters.rejected + 1), (Rejected(),)

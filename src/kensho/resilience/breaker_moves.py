@@ -144,7 +144,6 @@ def enter(
         last_oom_s=None,
         ramps=False,
         passes=0,
-        is_resting=False,
         must_restart=False,
     )
     changed = Changed(state.mode, mode, reason, next_step)
