@@ -43,7 +43,7 @@ def test_fifty_callers_at_half_open_meet_one_canary_and_no_engine() -> None:
 
 
 def test_a_success_from_before_the_trip_does_not_close_the_circuit() -> None:
-    state, _ = run(breaker.closed(1000.0), Admit(), Admit(), Failed(1, F.TIMEOUT))
+    state, _ = run(breaker.closed(1000.0), Admit(), Admit(), Failed(1, F.MISMATCH))
     assert state.mode is Mode.OPEN
     state, _ = run(state, Succeeded(1))
     assert state.mode is Mode.OPEN
@@ -72,7 +72,7 @@ def test_a_cancelled_canary_is_no_verdict_and_the_next_one_is_alone() -> None:
 
 def test_open_doubles_to_its_cap_and_starts_anew_after_quiet_time() -> None:
     state, now, waits = breaker.closed(0.0), 0.0, []
-    state, _ = breaker.step(state, Failed(1, F.TIMEOUT), now, SETTINGS)
+    state, _ = breaker.step(state, Failed(1, F.MISMATCH), now, SETTINGS)
     for _ in range(6):
         assert state.until_s is not None
         waits.append(state.until_s - now)
@@ -84,7 +84,7 @@ def test_open_doubles_to_its_cap_and_starts_anew_after_quiet_time() -> None:
 
 def test_ten_minutes_without_a_trip_begin_the_doubling_anew() -> None:
     before = replace(breaker.closed(0.0), trips=2)
-    waits = [(run(before, Failed(1, F.TIMEOUT), now=now)[0].until_s or 0.0) - now for now in (599.0, 600.0)]
+    waits = [(run(before, Failed(1, F.MISMATCH), now=now)[0].until_s or 0.0) - now for now in (599.0, 600.0)]
     assert waits == pytest.approx([240.0, 60.0])
 
 
@@ -189,7 +189,7 @@ def test_after_the_machine_slept_a_canary_comes_first() -> None:
 
 
 def test_when_nobody_else_can_answer_the_wait_shrinks_but_tries_stay_apart() -> None:
-    state, _ = run(breaker.closed(1000.0), Failed(1, F.TIMEOUT))
+    state, _ = run(breaker.closed(1000.0), Failed(1, F.MISMATCH))
     state, effects = run(state, Hurry())
     assert state.mode is Mode.HALF_OPEN
     state, _ = run(state, CanaryFailed(state.generation, F.UNKNOWN), now=1001.0)
@@ -200,9 +200,9 @@ def test_when_nobody_else_can_answer_the_wait_shrinks_but_tries_stay_apart() -> 
 
 def test_metrics_only_says_what_it_would_have_done_and_goes_on() -> None:
     state, _ = run(breaker.closed(1000.0), Force(Mode.METRICS_ONLY))
-    failed = Failed(state.generation, F.TIMEOUT)
+    failed = Failed(state.generation, F.MISMATCH)
     state, effects = run(state, failed)
-    assert effects == [WouldOpen("too many failures in a row, the last: timeout")]
+    assert effects == [WouldOpen("too many failures in a row, the last: mismatch")]
     assert run(state, Failed(state.generation, F.CRASH))[1] == [WouldOpen("a request failed: crash")]
     hungry = Failed(state.generation, F.OUT_OF_MEMORY)
     assert run(state, hungry, hungry)[1] == [WouldOpen("no memory, twice within 60 s")]

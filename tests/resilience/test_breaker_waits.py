@@ -177,7 +177,7 @@ def test_a_person_who_gives_it_back_makes_it_look_soon_again() -> None:
 def test_ten_quiet_minutes_forget_the_trips_also_when_a_crash_ends_them() -> None:
     life = Life()
     for _ in range(2):
-        life.fail(F.TIMEOUT)
+        life.fail(F.MISMATCH)
         life.wait()
         life.tell(CanaryPassed, CanaryPassed)
     life.now += 600.0

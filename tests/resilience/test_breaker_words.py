@@ -110,7 +110,7 @@ SAID = {
         ),
     ),
     "slept": ((Resumed(),), ("the machine slept", "canaries that must pass: 2")),
-    "hurry": ((failed(F.TIMEOUT), Hurry()), ("no other engine can answer", "canaries that must pass: 2")),
+    "hurry": ((failed(F.MISMATCH), Hurry()), ("no other engine can answer", "canaries that must pass: 2")),
     "forced open": ((Force(Mode.FORCED_OPEN),), (PERSON, "it gets no requests until a person gives it back")),
     "forced closed": (
         (Force(Mode.FORCED_CLOSED, 90.0),),
@@ -141,7 +141,7 @@ def test_each_change_is_told_in_words_with_what_happens_next(events: Any, words:
 
 
 def test_what_time_does_is_told_in_words() -> None:
-    state, _ = run(breaker.closed(1000.0), Failed(1, F.TIMEOUT))
+    state, _ = run(breaker.closed(1000.0), Failed(1, F.MISMATCH))
     assert run(state, Tick(), now=1060.0)[0].reason == "the wait is over"
     assert breaker.closed(1000.0).reason == "no failure seen"
     state, _ = run(breaker.closed(1000.0), Failed(1, F.CRASH))
@@ -171,13 +171,13 @@ def test_the_last_of_three_failed_starts_and_mismatches_says_how_many_there_were
 
 
 def test_the_status_has_the_figures_of_a_status_page() -> None:
-    state, _ = run(breaker.closed(990.0), Admit(), Succeeded(1, 0.02), Admit(), Failed(1, F.TIMEOUT), Admit())
+    state, _ = run(breaker.closed(990.0), Admit(), Succeeded(1, 0.02), Admit(), Failed(1, F.MISMATCH), Admit())
     seen = circuit_status(state, 1010.0)
     assert (seen.mode, seen.admits) == (Mode.OPEN, False)
     assert seen.leaves_in_s == pytest.approx(50.0)
     assert (seen.last_success_ago_s, seen.last_failure_ago_s, seen.in_mode_s) == (10.0, 10.0, 10.0)
     fields = seen.as_fields()
     assert fields["state"] == "OPEN"
-    assert fields["reason"] == "too many failures in a row, the last: timeout"
+    assert fields["reason"] == "too many failures in a row, the last: mismatch"
     assert (fields["calls"], fields["rejected"], fields["successes"], fields["failures"]) == (2, 1, 1, 1)
     assert (fields["fallback_for_s"], fields["opened"], fields["trips"], fields["baseline_ms"]) == (50.0, 1, 1, 20.0)

@@ -34,7 +34,6 @@ F = FailureClass
         (NotEnoughMemory("does not fit"), F.OUT_OF_MEMORY),
         (EngineError("CUDA error: an Illegal Memory Access was encountered"), F.STICKY),
         (EngineError("something else"), F.UNKNOWN),
-        (TimeoutError(), F.TIMEOUT),
         (OSError(errno.EMFILE, "Too many open files"), F.SHORTAGE),
         (OSError(errno.ENFILE, "Too many open files in system"), F.SHORTAGE),
         (BlockingIOError(errno.EAGAIN, "fork"), F.SHORTAGE),

@@ -128,7 +128,7 @@ def test_a_refusal_takes_no_step_while_nothing_is_due() -> None:
     gate = Gate(
         breaker.closed(1000.0), BreakerSettings(), now_s=lambda: now[0], rng=lambda: 0.5, carry_out=steps.append
     )
-    gate.failed(1, F.TIMEOUT)
+    gate.failed(1, F.MISMATCH)
     steps.clear()
     now[0] = 1059.9
     assert [gate.admit() for _ in range(50)] == [None] * 50
@@ -191,7 +191,7 @@ class Crowd:
                 if outcome == "good":
                     self.gate.succeeded(permit)
                 elif outcome == "bad":
-                    self.gate.failed(permit, F.TIMEOUT)
+                    self.gate.failed(permit, F.MISMATCH)
                 else:
                     self.gate.cancelled(permit)
         except BaseException as error:

@@ -34,7 +34,7 @@ class Drifting:
 def test_an_engine_that_went_bad_without_dying_is_probed_but_not_restarted() -> None:
     async def use(bench: Bench) -> None:
         await bench.start()
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         assert bench.mode is Mode.OPEN
         assert bench.guard.admit() is None
         await asyncio.sleep(61.0)
@@ -58,7 +58,7 @@ def test_settings_shorten_the_way_back() -> None:
 def test_a_timer_that_rings_too_early_is_set_again() -> None:
     async def main() -> None:
         await bench.start()
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         await asyncio.sleep(60.1)
         assert bench.mode is Mode.OPEN
         await asyncio.sleep(1.0)
@@ -74,7 +74,7 @@ def test_every_canary_is_told_with_its_outcome_and_time() -> None:
     async def use(bench: Bench) -> None:
         await bench.start()
         bench.engine.inject(Fault("nan", 1))
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         await asyncio.sleep(60.5)
 
     bench = on_bench(use)
@@ -92,7 +92,7 @@ def test_an_engine_that_nobody_could_vouch_for_must_repeat_itself() -> None:
     async def use(bench: Bench) -> None:
         await bench.start()
         bench.engine.inject(None, Fault("wrong", 0))
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         await asyncio.sleep(60.5)
         assert bench.mode is Mode.OPEN
         await asyncio.sleep(121.0)
@@ -166,7 +166,7 @@ def test_metrics_only_says_when_it_would_have_opened() -> None:
     async def use(bench: Bench) -> None:
         await bench.start()
         bench.guard.force(Mode.METRICS_ONLY, 60.0)
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         assert bench.mode is Mode.METRICS_ONLY
         assert bench.guard.admits
         await asyncio.sleep(61.0)
@@ -182,7 +182,7 @@ def test_each_change_has_a_name_and_a_level_of_its_own() -> None:
         await bench.start()
         bench.fail(FailureClass.CRASH)
         await asyncio.sleep(1.0)
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         bench.guard.force(Mode.FORCED_OPEN)
         bench.guard.force(None)
         await asyncio.sleep(1.0)
@@ -200,7 +200,7 @@ def test_when_both_are_open_the_one_that_can_be_tried_first_is_tried_at_once() -
         other = Bench(ScriptedEngine("standby"), bench.clock, BreakerSettings(), Canary([9], EXPECTED))
         for one in (bench, other):
             await one.start()
-            one.fail(FailureClass.TIMEOUT)
+            one.fail(FailureClass.MISMATCH)
             await asyncio.sleep(1.0)
         assert not bench.guard.is_coming
         hurry([bench.guard, other.guard])

@@ -70,7 +70,7 @@ def on_raising(use: Any) -> Bench:
 def test_any_exception_in_a_canary_is_a_failed_canary_and_not_the_next_one(error: Exception, wait_s: float) -> None:
     async def use(bench: Bench) -> None:
         await bench.start()
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         bench.engine.tries, bench.engine.of_streams = 0, error
         await asyncio.sleep(60.1)
         assert (bench.mode, bench.engine.tries) == (Mode.OPEN, 1)
@@ -88,7 +88,7 @@ def test_any_exception_in_a_canary_is_a_failed_canary_and_not_the_next_one(error
 def test_a_canary_whose_task_is_cancelled_is_repeated_once_a_second() -> None:
     async def use(bench: Bench) -> None:
         await bench.start()
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         bench.engine.of_streams = asyncio.CancelledError()
         await asyncio.sleep(70.0)
         assert bench.mode is Mode.HALF_OPEN

@@ -46,7 +46,7 @@ def test_a_stream_that_survives_its_circuit_makes_no_canary_late() -> None:
         await bench.start()
         holding(bench, 200.0)
         await asyncio.sleep(1.0)
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         await asyncio.sleep(150.0)
         assert bench.mode is Mode.HALF_OPEN
         await asyncio.sleep(60.0)
@@ -78,7 +78,7 @@ def test_a_canary_that_hangs_is_late_five_seconds_after_it_got_the_engine() -> N
         bench.engine.inject(Fault("hang", 1))
         holding(bench, 80.0)
         await asyncio.sleep(1.0)
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         await asyncio.sleep(83.0)
         assert bench.mode is Mode.HALF_OPEN
         await asyncio.sleep(1.5)
@@ -93,7 +93,7 @@ def test_a_canary_that_waited_while_its_circuit_went_elsewhere_does_not_run() ->
         await bench.start()
         holding(bench, 100.0)
         await asyncio.sleep(1.0)
-        bench.fail(FailureClass.TIMEOUT)
+        bench.fail(FailureClass.MISMATCH)
         await asyncio.sleep(61.0)
         bench.guard.force(Mode.FORCED_OPEN)
         await asyncio.sleep(100.0)

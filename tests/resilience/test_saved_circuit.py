@@ -80,7 +80,7 @@ def test_a_persons_word_stays_unless_it_was_for_a_time() -> None:
     assert begun(resumed(saved(for_now), 50.0, "boot 1"))[0].mode is Mode.RESTARTING
 
 
-@pytest.mark.parametrize("failure", [F.TIMEOUT, F.CRASH, F.DEVICE_LOST])
+@pytest.mark.parametrize("failure", [F.MISMATCH, F.CRASH, F.DEVICE_LOST])
 def test_what_is_saved_comes_back_through_json(failure: F) -> None:
     state, _ = breaker.step(breaker.closed(0.0, "boot 1"), Failed(1, failure), 0.0, SETTINGS)
     circuit = saved(state, "mapped")

@@ -4,7 +4,6 @@ Only errors that say something about the engine's health have a kind. A client t
 hopeless from the start, a full queue and a request that no engine could answer have none, and are never counted.
 """
 
-import asyncio
 import errno
 
 from kensho.base.errors import EngineCrashed, EngineError, EngineHung, NotEnoughMemory, WrongNumbers
@@ -35,8 +34,6 @@ def classify(error: BaseException) -> FailureClass | None:
         return FailureClass.SHORTAGE
     if isinstance(error, EngineError):
         return failure_of(str(error)) or FailureClass.UNKNOWN
-    if isinstance(error, asyncio.TimeoutError):
-        return FailureClass.TIMEOUT
     return None
 
 

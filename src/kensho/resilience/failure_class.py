@@ -14,8 +14,6 @@ class FailureClass(StrEnum):
     """The engine could not get memory for this call; the next one may be smaller."""
     WRONG_NUMBERS = "wrong_numbers"
     """NaN or infinity instead of logits."""
-    TIMEOUT = "timeout"
-    """No answer in time, while the host is still there."""
     NOT_FASTER = "not_faster"
     """A canary on an engine that claims a device of its own took longer than the CPU: it computes on the CPU."""
     MISMATCH = "mismatch"
@@ -37,10 +35,9 @@ WEIGHTS = {
     FailureClass.SHORTAGE: 1,
     FailureClass.OUT_OF_MEMORY: 1,
     FailureClass.WRONG_NUMBERS: 2,
-    FailureClass.TIMEOUT: 3,
 }
-"""How much one failure counts against the threshold of 3: two NaNs or one time-out open. The graver classes act at
-once, whatever the threshold is; a mismatch and a slow device are verdicts of a canary and need no weight."""
+"""How much one failure counts against the threshold of 3: two NaNs open. The graver classes act at once, whatever the
+threshold is; a mismatch and a slow device are verdicts of a canary and need no weight."""
 
 RESTARTS_AT_ONCE = frozenset({FailureClass.CRASH, FailureClass.HANG, FailureClass.STICKY})
 """A new process is the cure."""
