@@ -47,7 +47,7 @@ check: setup-dev  ## format, lint, import rules, types, fast tests
 	@$(BIN)/python -m pytest -m "not real and not store" -n 2
 
 bench: setup-dev  ## delivery beside its peers, each against its bar (needs nginx-light aria2 zsync; 2.5 GB in build/)
-	@for name in download verify repair tokenizer hosts startup; do $(BIN)/python bench/$$name.py || exit 1; echo; done
+	@for name in download verify repair tokenizer hosts interrupt startup; do $(BIN)/python bench/$$name.py || exit 1; echo; done
 
 bench-peers: build/peers/peers.stamp  ## the engines that bench-runtime compares with (in build/peers/; llama.cpp is built: minutes)
 
