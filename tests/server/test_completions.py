@@ -110,14 +110,15 @@ def test_max_tokens_ends_with_length_and_an_empty_answer_is_an_answer() -> None:
 def test_what_was_asked_reaches_the_application() -> None:
     app = ScriptedApp()
     ask(app, {"temperature": 0.5, "max_tokens": 9}, x_kensho_priority="low", x_kensho_deadline_ms="1500")
-    ask(app, {"seed": -1, "temperature": 0.5, "priority": "critical", "deadline_ms": 20})
+    ask(app, {"seed": -1, "temperature": 0.5, "priority": "critical", "deadline_ms": 20, "engine": "standby"})
     ask(app)
     (model, prompt, drawn), (_, _, given), (_, _, greedy) = app.asked
     assert (model, prompt) == ("demo", [{"role": "user", "content": "Hello"}])
     assert (drawn.temperature, drawn.max_tokens, drawn.priority, drawn.deadline_s) == (0.5, 9, "low", 1.5)
     assert (drawn.seed, given.seed, greedy.seed) == (42, (1 << 64) - 1, 0)
     assert (given.priority, given.deadline_s, given.is_raw_prompt) == ("critical", 0.02, False)
-    assert (greedy.priority, greedy.deadline_s) == ("normal", None)
+    assert (greedy.priority, greedy.deadline_s, greedy.engine) == ("normal", None, None)
+    assert given.engine == "standby"
     assert (drawn.is_whole, given.is_whole, greedy.is_whole) == (True, True, False)
 
 
@@ -137,8 +138,6 @@ def test_a_completion_goes_on_with_the_text_as_it_is() -> None:
     [
         (NotInstalled("no such model"), 404, "invalid_request_error", "model_not_found"),
         (ConfigError("too long"), 400, "invalid_request_error", "config"),
-        (EngineCrashed("gone"), 502, "engine_error", "engine_crashed"),
-        (CompileFailed("no"), 502, "engine_error", "compile_failed"),
         (NotEnoughMemory("no room"), 503, "overloaded_error", "not_enough_memory"),
         (Damaged("bytes"), 503, "storage_error", "damaged"),
         (TrustError("signature"), 500, "trust_error", "trust_refused"),
@@ -153,6 +152,29 @@ def test_an_error_before_the_first_token_has_its_own_status(
         assert client.status == status
         assert client.json == {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
         assert "x-request-id" in client.headers and "retry-after" not in client.headers
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "after"),
+    [
+        (EngineCrashed("process 7 is gone", advice="see `kensho status`"), "the log has more", None),
+        (CompileFailed("no"), "the log has more", None),
+        (EngineError("primary is OPEN", retry_after_s=6.5), "come back in 7 s", "7"),
+    ],
+)
+@pytest.mark.parametrize("pieces", [(), ("Bon",)])
+def test_what_goes_on_in_the_engines_is_for_the_log(
+    error: EngineError, words: str, after: str | None, pieces: tuple[str, ...]
+) -> None:
+    app = ScriptedApp(pieces, error)
+    client = ask(app, {"stream": True})
+    told = (client.events[-1] if pieces else client.json)["error"]
+    assert (told["message"], told["code"]) == (f"no engine could answer; {words}", error.code)
+    assert client.status == (200 if pieces else 502)
+    assert pieces or client.headers.get("retry-after") == after
+    (event,) = app.events
+    assert isinstance(event, ErrorRaised)
+    assert event.reason == f"{client.headers['x-request-id']}: {error.message}"
 
 
 @pytest.mark.parametrize("name", ["meta/llama", "", "con", "m" * 100])
@@ -171,6 +193,15 @@ def test_a_refusal_says_when_to_come_back(kind: type[Overloaded]) -> None:
 def test_engines_that_are_all_out_say_when_to_come_back_if_they_know_it() -> None:
     client = ask(ScriptedApp([], EngineError("no answer: no engine can take it now", retry_after_s=42.4)))
     assert (client.status, client.headers["retry-after"]) == (502, "43")
+
+
+def test_a_deadline_of_the_client_s_own_is_not_tried_again_by_itself() -> None:
+    app = ScriptedApp([], DeadlineMissed("late", retry_after_s=2.0))
+    assert "x-should-retry" not in ask(app).headers
+    own = ask(app, {"deadline_ms": 50}).headers
+    assert (own["x-should-retry"], own["retry-after"]) == ("false", "2")
+    busy = ask(ScriptedApp([], Overloaded("full", retry_after_s=2.0)), {"deadline_ms": 50})
+    assert "x-should-retry" not in busy.headers
 
 
 def test_an_error_in_the_middle_is_the_last_event() -> None:

@@ -12,7 +12,6 @@ from kensho.app.status import ModelStatus, State, Status
 from kensho.base.ids import Digest
 from kensho.delivery.installed import Release
 
-
 ModelState = Literal["ready", "degraded", "damaged"]
 
 

@@ -79,6 +79,8 @@ def test_content_may_come_in_parts_of_text_and_developer_is_system() -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"priority": "urgent"}, "priority"),
         ({"deadline_ms": 0}, "deadline_ms"),
+        ({"deadline_ms": 0.5}, "deadline_ms"),
+        ({"engine": "quantum"}, "engine"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(fields: dict[str, object], param: str) -> None:
@@ -98,7 +100,7 @@ def test_a_field_that_is_missing_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     "headers",
     [{"x-kensho-priority": "urgent"}, {"x-kensho-deadline-ms": "soon"}, {"x-kensho-deadline-ms": "nan"},
-     {"x-kensho-deadline-ms": "-1"}],
+     {"x-kensho-deadline-ms": "-1"}, {"x-kensho-deadline-ms": "0.001"}],
 )  # fmt: skip
 def test_a_header_that_makes_no_sense_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(BadRequest):

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from kensho.app import AnswerRecord, AnswerStream, GenerateOptions, Kensho
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import KenshoError, NotInstalled, UsageError
+from kensho.base.errors import DeadlineMissed, KenshoError, NotInstalled, UsageError
 from kensho.base.events import ErrorRaised
-from kensho.server.openai_errors import Problem, problem_of
+from kensho.server.openai_errors import NO_ENGINE, Problem, problem_of
 from kensho.server.openai_reply import Finish, ReplyShape
 from kensho.server.openai_request import Asked
 from kensho.server.reply import Gone, Reply
@@ -68,6 +68,7 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         reply = Reply(send, f"req_{self._token()}", abort=lambda: self._abort(scope))
+        asked: Asked | None = None
         try:
             asked = self._parse(await _read_body(receive, headers), headers)
             await _while_connected(receive, self._answer(asked, reply))
@@ -78,7 +79,13 @@ class Completions:
         except _Refused as refused:
             await reply.problem(refused.problem)
         except KenshoError as error:
-            await reply.problem(problem_of(error))
+            problem = problem_of(error)
+            if problem.status == NO_ENGINE:
+                self._app.emit(ErrorRaised(code=error.code, reason=f"{reply.request_id}: {error.message}", frames=()))
+            if isinstance(error, DeadlineMissed) and asked and asked.deadline_s is not None:
+                # The official clients would begin anew, when by their own words it is too late.
+                problem.headers["x-should-retry"] = "false"
+            await reply.problem(problem)
         except Exception as error:
             frames = frames_of(error.__traceback__)
             self._app.emit(ErrorRaised(code="server_error", reason=type(error).__name__, frames=frames))
@@ -90,6 +97,7 @@ class Completions:
             max_tokens=asked.max_tokens,
             temperature=asked.temperature,
             seed=seed % (1 << 64),
+            engine=asked.engine,
             priority=asked.priority,
             deadline_s=asked.deadline_s,
             # A deadline of the client's is for what it waits for. Ours are for the first token: an answer that may be

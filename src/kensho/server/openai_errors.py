@@ -2,7 +2,7 @@
 
 One table from error families to statuses, as `cli.exits` has one to exit codes. A refusal is 503 with `Retry-After`,
 which the official clients honour and retry; so has every other error that knows when to come back, such as that of
-engines that are all out.
+engines that are all out. What goes on in the engines (processes, circuits) is no client's business: the log has it.
 """
 
 import math
@@ -22,6 +22,8 @@ from kensho.base.errors import (
     UsageError,
 )
 from kensho.base.structs import Struct, field
+
+NO_ENGINE = 502
 
 
 class BadRequest(UsageError):
@@ -52,7 +54,7 @@ _TABLE: tuple[tuple[type[KenshoError], int, str, str], ...] = (
     (PoisonRequest, 422, "invalid_request_error", ""),
     (Overloaded, 503, "overloaded_error", ""),
     (NotEnoughMemory, 503, "overloaded_error", ""),
-    (EngineError, 502, "engine_error", ""),
+    (EngineError, NO_ENGINE, "engine_error", ""),
     (Damaged, 503, "storage_error", ""),
     (StorageError, 503, "storage_error", ""),
     (TransportError, 503, "network_error", ""),
@@ -72,4 +74,10 @@ def problem_of(error: KenshoError) -> Problem:
     if isinstance(after_s, int | float):
         # RFC 9110 knows whole seconds; the official clients read the finer one first.
         headers = {"retry-after": str(max(1, math.ceil(after_s))), "retry-after-ms": str(math.ceil(after_s * 1000))}
-    return Problem(status, str(error), kind, code or error.code, param if isinstance(param, str) else None, headers)
+    words = _no_engine(after_s) if status == NO_ENGINE else str(error)
+    return Problem(status, words, kind, code or error.code, param if isinstance(param, str) else None, headers)
+
+
+def _no_engine(after_s: object) -> str:
+    again = f"come back in {max(1, math.ceil(after_s))} s" if isinstance(after_s, int | float) else "the log has more"
+    return f"no engine could answer; {again}"

@@ -21,7 +21,12 @@ MAX_MESSAGES = 4096
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 
+MIN_DEADLINE_MS = 1.0
+"""What is due sooner is no deadline: 503, which clients retry by themselves, would never become an answer."""
+MAX_DEADLINE_MS = 86_400_000.0
+
 Priority = Literal["critical", "high", "normal", "low"]
+EngineName = Literal["primary", "standby"]
 Role = Literal["system", "developer", "user", "assistant"]
 
 
@@ -41,6 +46,8 @@ class Asked(Struct, kw_only=True):
     stops: tuple[str, ...]
     priority: Priority
     deadline_s: Seconds | None
+    engine: EngineName | None
+    """The only engine that may answer; None: any."""
 
 
 class _Part(msgspec.Struct):
@@ -67,7 +74,8 @@ class _Common(msgspec.Struct, kw_only=True):
     stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     n: int | None = None
     priority: Priority | None = None
-    deadline_ms: Annotated[float, msgspec.Meta(gt=0, le=86_400_000)] | None = None
+    deadline_ms: Annotated[float, msgspec.Meta(ge=MIN_DEADLINE_MS, le=MAX_DEADLINE_MS)] | None = None
+    engine: EngineName | None = None
 
 
 class _Chat(_Common, kw_only=True):
@@ -168,6 +176,7 @@ def _asked(
         stops=tuple(stops),
         priority=_priority(headers.get("x-kensho-priority"), asked.priority),
         deadline_s=_deadline_s(headers.get("x-kensho-deadline-ms"), asked.deadline_ms),
+        engine=asked.engine,
     )
 
 
@@ -187,8 +196,8 @@ def _deadline_s(header: str | None, given_ms: float | None) -> Seconds | None:
             given_ms = float(header)
         except ValueError:
             given_ms = 0.0
-        if not 0 < given_ms <= 86_400_000:
-            raise _bad("a deadline is more than 0 ms and at most a day", "X-Kensho-Deadline-Ms")
+        if not MIN_DEADLINE_MS <= given_ms <= MAX_DEADLINE_MS:
+            raise _bad("a deadline is 1 ms at least and a day at most", "X-Kensho-Deadline-Ms")
     return None if given_ms is None else given_ms / 1000
 
 

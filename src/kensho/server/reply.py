@@ -24,6 +24,7 @@ class Reply:
 
     def __init__(self, send: Send, request_id: str, *, abort: Callable[[], None]) -> None:
         """`abort` cuts the connection."""
+        self.request_id = request_id
         self._send = send
         self._headers = {"x-request-id": request_id}
         self._abort = abort
