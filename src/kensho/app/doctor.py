@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from kensho.app.kensho import Kensho
+from kensho.app.remembered import look_at_circuits
 from kensho.base.errors import KenshoError
 from kensho.base.structs import Struct
 from kensho.base.units import size_text
@@ -30,8 +31,8 @@ def examine(app: Kensho) -> list[Check]:
     checks = [_attempt(name, look, app) for name, look in (("python", _python), ("engine", _engine), ("space", _space))]
     checks.append(_attempt("store", _store, app))
     if checks[-1].is_ok:
-        for name, look in (("models", _models), ("readings", _readings), ("updates", _updates), ("source", _source)):
-            checks.append(_attempt(name, look, app))
+        looks = {"models": _models, "engines": _engines, "readings": _readings, "updates": _updates, "source": _source}
+        checks += [_attempt(name, look, app) for name, look in looks.items()]
     return checks
 
 
@@ -73,8 +74,20 @@ def _store(app: Kensho) -> Check:
 
 def _models(app: Kensho) -> Check:
     status = app.status()
-    advice = {"damaged": "run kensho repair", "degraded": "run kensho pull"}.get(status.state, "run kensho pull MODEL")
+    ends = next((model.ends for model in status.models if model.state == "degraded" and model.ends), "run kensho pull")
+    advice = {"damaged": "run kensho repair", "degraded": ends}.get(status.state, "run kensho pull MODEL")
     return Check("models", status.state == "ready", status.sentence, advice)
+
+
+def _engines(app: Kensho) -> Check:
+    """What circuits remember: an engine that is off stays so over every start."""
+    off = [circuit for circuit in look_at_circuits(app.settings.store) if circuit.is_off]
+    if not off:
+        return Check("engines", True, "no engine is remembered as off")
+    found = "; ".join(f"{each.engine} of {each.model} is {each.state} ({each.reason})" for each in off)
+    return Check(
+        "engines", False, found, off[0].advice or f"kensho circuit {off[0].engine} auto --model {off[0].model}"
+    )
 
 
 def _readings(app: Kensho) -> Check:

@@ -17,7 +17,7 @@ from kensho import __version__
 from kensho.app.answer_stream import AnswerStream
 from kensho.app.answers import GenerateOptions, Prompt
 from kensho.app.deliveries import Deliveries, read_root
-from kensho.app.status import Status, with_loaded
+from kensho.app.status import Status, with_engines_out, with_loaded
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import (
     ConfigError,
@@ -152,11 +152,14 @@ class Kensho:
     def status(self) -> Status:
         """How things stand. Never uses the network, leaves no trace, hashes only what was touched since its check."""
         status = self._deliveries.status()
-        if self._serving is None:
-            return status
-        from kensho.app.activity import loaded_versions
+        if self._serving is not None:
+            from kensho.app.activity import loaded_versions
 
-        return with_loaded(status, loaded_versions(self._serving))
+            status = with_loaded(status, loaded_versions(self._serving))
+        from kensho.app.engines_out import engines_out
+
+        out = engines_out(self.settings.store, self._serving, fallback_of=self._deliveries.fallback_of)
+        return with_engines_out(status, out)
 
     def releases(self) -> "list[Release]":
         """Every installed version of every model; none where there is no store."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from kensho.resilience.saved_circuit import SavedCircuit
 
 
+ENGINES = ("primary", "standby")
+"""Of every model."""
+
+
 class KnownCircuit(Struct, kw_only=True):
     """A circuit in words: one line of `STORE/circuits.json`, or (`is_loaded`) one that runs."""
 
@@ -31,6 +35,8 @@ class KnownCircuit(Struct, kw_only=True):
     next_step: str = ""
     """What happens when a program next loads the model, or until then."""
     is_loaded: bool = False
+    is_off: bool = False
+    """No program starts the engine until a person, or the machine, says so. Told of what is remembered."""
 
 
 def look_at_circuits(store: Path, loaded: "Iterable[LoadedModel]" = ()) -> list[KnownCircuit]:
@@ -94,16 +100,18 @@ def _told(before: "SavedCircuit | None", mode: "Mode | None") -> "SavedCircuit |
 def _describe(model: str, engine: str, circuit: "SavedCircuit", boot: str) -> KnownCircuit:
     from kensho.resilience.circuit import ADVICE, Mode
 
-    advice = ""
+    advice, is_off = "", False
     proven = "when its model is next loaded it is started, and proven before it gets requests"
     match circuit.mode:
         case Mode.HARD_OPEN if boot and not circuit.fingerprint.startswith(boot):
             next_step = f"the machine was booted since: {proven}"
         case Mode.HARD_OPEN:
+            is_off = True
             next_step = "it stays off while engine, driver and model are the same ones"
             advice = f"{ADVICE[circuit.hard]}; " if circuit.hard else ""
             advice += f"to try it again: kensho circuit {engine} auto --model {model}"
         case Mode.FORCED_OPEN:
+            is_off = True
             next_step = "it gets no requests until a person gives it back"
         case Mode.FORCED_CLOSED:
             next_step = "it gets requests whatever happens, until a person gives it back"
@@ -120,4 +128,5 @@ def _describe(model: str, engine: str, circuit: "SavedCircuit", boot: str) -> Kn
         reason=circuit.reason,
         advice=advice,
         next_step=next_step,
+        is_off=is_off,
     )

@@ -109,8 +109,7 @@ def engine_facts(served: "ServedModel | None") -> tuple[EngineFacts, ...]:
     """What a loaded model's circuits say of its engines."""
     if served is None:
         return ()
-    circuits = served.scheduler.snapshot().circuits
     return tuple(
         EngineFacts(name, seen.admits, f"is {seen.mode} ({seen.reason})", is_coming=seen.back_in_s == 0.0)
-        for name, seen in circuits.items()
+        for name, seen in served.scheduler.circuits().items()
     )

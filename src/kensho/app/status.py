@@ -144,6 +144,32 @@ def _with(model: ModelStatus, loaded: LoadedVersion) -> ModelStatus:
     )
 
 
+class EnginesOut(Struct):
+    """Why no engine of a model takes requests, what would end that, and what answers meanwhile. In words."""
+
+    why: str
+    ends: str
+    instead: str = ""
+
+
+def with_engines_out(status: Status, out: Mapping[str, EnginesOut]) -> Status:
+    """The status where these models cannot answer here, however whole they are."""
+    if not any(model.model in out and model.version for model in status.models):
+        return status
+    models = tuple(_out(model, out[model.model]) if model.model in out else model for model in status.models)
+    return make_status(models, status.checks, status.source, status.updates)
+
+
+def _out(model: ModelStatus, engines: EnginesOut) -> ModelStatus:
+    return replace(
+        model,
+        state="damaged" if model.state == "damaged" else "degraded",
+        reason="; ".join(filter(None, (model.reason, f"no engine takes its requests: {engines.why}"))),
+        instead="; ".join(filter(None, (model.instead, engines.instead))),
+        ends="; ".join(filter(None, (model.ends, engines.ends))),
+    )
+
+
 def with_overload(status: Status, models: Sequence[str]) -> Status:
     """The status of an application whose queues for these models refuse what is not important (row S5)."""
     if not models or status.state not in ("ready", "degraded"):

@@ -221,9 +221,13 @@ class Scheduler:
             self._floor.poison.forget()
         self._guards[engine].force(mode, for_s)
 
+    def circuits(self) -> dict[str, CircuitStatus]:
+        """By engine, the primary first. May be called from any thread."""
+        return {name: guard.snapshot() for name, guard in self._guards.items()}
+
     def snapshot(self) -> SchedulerSnapshot:
         return SchedulerSnapshot(
-            circuits={name: guard.snapshot() for name, guard in self._guards.items()},
+            circuits=self.circuits(),
             level=self._intake.level,
             waiting=self._intake.waiting(),
             running=self._intake.running,

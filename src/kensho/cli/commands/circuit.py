@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 WORDS = {"open": "FORCED_OPEN", "closed": "FORCED_CLOSED", "watch": "METRICS_ONLY", "auto": None}
 """auto: the circuit decides again, also one that was HARD_OPEN."""
-ENGINES = ("primary", "standby")
 MAX_S = 366 * 86400.0
 
 
@@ -56,6 +55,8 @@ async def act(context: Context, app: "Kensho") -> Result:
 
 
 def _check(context: Context) -> None:
+    from kensho.app.remembered import ENGINES
+
     args = context.args
     if args.engine is not None and args.engine not in ENGINES:
         raise ConfigError(f"there is no engine {args.engine[:80]!r}", advice=f"name {' or '.join(ENGINES)}")

@@ -85,6 +85,8 @@ def _describe(model: "ModelStatus") -> "Iterator[str]":
         yield f"  {model.answering} answers until {model.version} is prepared"
     if model.since_s is not None:
         yield f"  since {_time(model.since_s)}; instead: {model.instead}"
+    elif model.instead:
+        yield f"  instead: {model.instead}"
     if model.ends:
         yield f"  ends with: {model.ends}"
 
