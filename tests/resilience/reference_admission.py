@@ -87,6 +87,8 @@ class ReferenceQueue:
         if deadline_s is None:
             deadline_s = now_s + self.settings.deadlines_s[priority]
         one = Waiting(self.number(), priority, now_s, deadline_s, work, engine, "", 2)
+        if work.is_guess and now_s + needed_s(one, estimate) > deadline_s:
+            one.work = Work(work.prompt_ids)
         if now_s + needed_s(one, estimate) > deadline_s:
             # A deadline of its own choice, shorter than the usual one, is no sign of overload.
             is_own_choice = deadline_s - now_s < self.settings.deadlines_s[priority]
@@ -131,6 +133,7 @@ class ReferenceQueue:
         is_urgent: bool,
     ) -> int:
         line = 0 if is_urgent else 1
+        work = Work(work.prompt_ids) if work.is_guess else work
         self.waiting.append(Waiting(self.number(), priority, now_s, deadline_s, work, engine, avoids, line))
         return self.next_number - 1
 

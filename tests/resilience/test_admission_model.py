@@ -41,7 +41,7 @@ ESTIMATES = st.builds(
     st.integers(1, 2),
     st.sampled_from([(), (), ENGINES[:1], ENGINES[1:]]),
 )
-WORK = st.builds(Work, st.sampled_from([1, 8, 9, 100]), st.sampled_from([0, 0, 3]))
+WORK = st.builds(Work, st.sampled_from([1, 8, 9, 100]), st.sampled_from([0, 0, 3, 30]), st.booleans())
 SETTINGS = st.builds(
     lambda least, more, most, reserve, turn, crowd: AdmissionSettings(
         bound=least + more,
@@ -236,7 +236,7 @@ def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
             case "offer":
                 priority, work = (
                     Priority(rng.choice([0, 1, 1, 2, 2, 3, 3])),
-                    Work(rng.choice([1, 9, 100]), rng.choice([0, 3])),
+                    Work(rng.choice([1, 9, 100]), rng.choice([0, 3, 30]), rng.random() < 0.2),
                 )
                 deadline_s = rng.choice([None, now_s - 1.0, now_s + 0.5, now_s + 3.0, now_s + 9.0])
                 engine = rng.choice([None, None, None, *ENGINES])
@@ -248,7 +248,11 @@ def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
                 taken, refused = queue.take(now_s, estimate, engine)
                 assert (taken and taken.number, told(refused)) == reference.take(now_s, estimate, engine)
             case "resume" if seen:
-                before, work, avoids = rng.choice(seen), Work(rng.choice([1, 9])), rng.choice(["", *ENGINES])
+                before, work, avoids = (
+                    rng.choice(seen),
+                    Work(rng.choice([1, 9]), rng.choice([0, 9]), rng.random() < 0.3),
+                    rng.choice(["", *ENGINES]),
+                )
                 deadline_s, is_urgent = now_s + rng.choice([0.5, float("inf")]), rng.random() < 0.5
                 again = queue.resume(before, deadline_s, work, now_s, avoids=avoids, is_urgent=is_urgent)
                 number = reference.resume(before.priority, deadline_s, now_s, work, before.engine, avoids, is_urgent)
@@ -305,7 +309,10 @@ MUTANTS = {
         "        if self._fresh_count < bound:\n            return []",
         "        if self._fresh_count <= bound:\n            return []",
     ),
-    "the bound does not follow the service time": ("if estimate.service_p95_s <= 0:", "if True:"),
+    "the bound does not follow the service time": (
+        "bound = self._settings.bound_for(estimate.service_p95_s, estimate.slots)",
+        "bound = self._settings.bound",
+    ),
     "the lowest class never has a turn": ("self._starts_since_low >= self._settings.low_turn - 1", "False"),
     "the lowest class has its turn before CRITICAL": ("and not self._waits(Priority.CRITICAL):", "and True:"),
     "the turn comes one too late": (">= self._settings.low_turn - 1", ">= self._settings.low_turn"),
@@ -316,6 +323,8 @@ MUTANTS = {
         "level is Level.SATURATED and priority >= Priority.HIGH",
     ),
     "SATURATED for ever": ("now_s - rejected_at_s[0] < self._window_s", "True"),
+    "a guess refuses": ("            ticket = replace(ticket, work=work.proven())", "            pass"),
+    "a guess refuses who was begun": ("self._next_number, work.proven()", "self._next_number, work"),
     "shedding counts as rejection": (
         'return [self._refuse(newcomer, "saturated" if is_shed else "pressured", estimate)]',
         'return [self._reject(newcomer, "saturated" if is_shed else "pressured", now_s, estimate)]',

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kensho.base.errors import ConfigError, DeadlineMissed, Overloaded
-from kensho.resilience.admission import Estimate, Priority, Refused, Ticket, bound_of, parse_priority
+from kensho.resilience.admission import Priority, Refused, Ticket, parse_priority
 from kensho.resilience.admission_settings import AdmissionSettings
 
 
@@ -77,12 +77,12 @@ def test_settings_at_their_limits_are_taken() -> None:
         pressured_after_s=0.5,
         deadlines_s=(0.1, 0.1, 0.1, 0.1),
     )
-    assert bound_of(least, Estimate()) == 1
+    assert least.bound_for(0.0, 1) == 1
 
 
 def test_the_bound_follows_what_can_be_served_within_the_budget() -> None:
     settings = AdmissionSettings()
-    assert bound_of(settings, Estimate()) == 100
-    assert bound_of(settings, Estimate(service_p95_s=0.1, slots=2)) == 200
-    assert bound_of(settings, Estimate(service_p95_s=5.0, slots=1)) == 16
-    assert bound_of(settings, Estimate(service_p95_s=0.001, slots=1)) == 400
+    assert settings.bound_for(0.0, 1) == 100
+    assert settings.bound_for(0.1, 2) == 200
+    assert settings.bound_for(5.0, 1) == 16
+    assert settings.bound_for(0.001, 1) == 400

@@ -1,10 +1,6 @@
-from typing import Any
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from kensho.resilience.estimate import ONE, EngineTimes, RecentTimes, Times, Work
+from kensho.resilience.estimate import ONE, AnswerLengths, EngineTimes, RecentTimes, Times, Work
 
 
 def test_times_forget_so_that_one_slow_answer_cannot_refuse_everything_for_ever() -> None:
@@ -122,90 +118,48 @@ def test_steps_of_a_minute_are_taken_together() -> None:
     assert seen._steps.mean(100.0) == pytest.approx(0.025)
 
 
-# --- nobody is refused for ever on an idle engine ---
-
-STEP_S = 0.02
+# --- lengths of answers ---
 
 
-class IdleEngine:
-    """Takes what it takes; one request at a time, each begun at once if the estimate lets it in, and cut at its
-    deadline. `prefill_s` by size never falls."""
-
-    def __init__(self, growth: list[float]) -> None:
-        self.seen = EngineTimes()
-        self.now_s = 0.0
-        self.prefill_s = [sum(growth[: i + 1]) for i in range(len(growth))]
-        self.slowness = 1.0
-
-    def takes_s(self, ids: int) -> float:
-        """Between the times of its size and the next, as a prompt of its length would."""
-        size = max(0, ids - 1).bit_length()
-        below, above = self.prefill_s[size], self.prefill_s[min(size + 1, len(self.prefill_s) - 1)]
-        return self.slowness * (below + (above - below) * (ids / (1 << size) - 0.5))
-
-    def ask(self, ids: int, steps: int, within_s: float, *, by_median: bool) -> bool:
-        """Whether it was let in."""
-        times = self.seen.medians(self.now_s) if by_median else self.seen.times(self.now_s)
-        if times.needed_s(Work(ids, steps)) > within_s:
-            return False
-        first_s, step_s = self.takes_s(ids), STEP_S * self.slowness
-        if first_s > within_s:
-            self.now_s += within_s
-            self.seen.stopped(ids, within_s, self.now_s)
-            return True
-        self.now_s += first_s
-        self.seen.prefilled(ids, first_s, self.now_s)
-        for _ in range(min(steps, int((within_s - first_s) / step_s))):
-            self.now_s += step_s
-            self.seen.stepped(step_s, self.now_s)
-        return True
+def test_the_length_of_a_whole_answer_is_a_guess_until_one_with_such_a_limit_has_ended() -> None:
+    lengths = AnswerLengths()
+    assert lengths.work(5, 300, 0, 0.0, by_median=False) == Work(5, 299, is_guess=True)
+    lengths.ended(512, 40, 0.0)
+    assert lengths.work(5, 257, 0, 1.0, by_median=False) == Work(5, 39)
+    assert lengths.work(5, 300, 10, 1.0, by_median=False) == Work(15, 29)
+    assert lengths.work(5, 300, 60, 1.0, by_median=False) == Work(65, 0)
+    for other in (256, 513):
+        assert lengths.work(5, other, 0, 1.0, by_median=False).is_guess
+    assert lengths.work(5, 300, 0, 61.0, by_median=False).is_guess
 
 
-IDS = st.one_of(st.integers(1, 8), st.integers(1, 1 << 12))
-REQUESTS = st.lists(
-    st.tuples(IDS, st.sampled_from([0, 0, 1, 40]), st.floats(0.001, 50.0), st.booleans(), st.floats(0.0, 20.0)),
-    min_size=1,
-    max_size=60,
-)
+def test_no_answer_is_longer_than_it_may_be() -> None:
+    lengths = AnswerLengths()
+    lengths.ended(128, 120, 0.0)
+    assert lengths.work(1, 100, 0, 0.0, by_median=False) == Work(1, 99)
+    assert lengths.work(1, 100, 100, 0.0, by_median=False) == Work(101, 0)
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    growth=st.lists(st.sampled_from([0.0, 0.001, 0.1, 3.0]), min_size=14, max_size=14),
-    others=REQUESTS,
-    ids=IDS,
-    steps=st.integers(0, 50),
-    by_median=st.booleans(),
-    repeat=st.integers(1, 4),
-    every=st.integers(1, 20),
-)
-def test_who_has_the_time_is_never_refused_whatever_the_others_ask_for(
-    growth: list[float], others: list[Any], ids: int, steps: int, by_median: bool, repeat: int, every: int
-) -> None:
-    engine = IdleEngine(growth)
-    size = 1 << max(0, ids - 1).bit_length()
-    enough_s = engine.takes_s(size) * 1.051 + STEP_S * steps * 1.001 + 0.001  # a prompt of the longest of its size
-    for number, (*asked, is_critical, pause_s) in enumerate(others * repeat):
-        engine.ask(*asked, by_median=is_critical)
-        engine.now_s += pause_s
-        assert number % every or engine.ask(ids, steps, enough_s, by_median=by_median)
+def test_half_of_the_answers_are_no_longer_than_the_median() -> None:
+    lengths = AnswerLengths()
+    for tokens in range(1, 31):
+        lengths.ended(32, tokens, 0.0)
+    assert [lengths.work(1, 32, 0, 0.0, by_median=by).steps for by in (True, False)] == [14, 28]
 
 
-@settings(max_examples=40, deadline=None)
-@given(others=REQUESTS, ids=IDS, slowness=st.sampled_from([8.0, 1000.0]), by_median=st.booleans())
-def test_after_a_slow_time_nobody_is_refused_for_longer_than_a_minute(
-    others: list[Any], ids: int, slowness: float, by_median: bool
-) -> None:
-    engine = IdleEngine([0.01] * 14)
-    engine.slowness = slowness
-    for *asked, is_critical, pause_s in others:
-        engine.ask(*asked, by_median=is_critical)
-        engine.now_s += pause_s
-    engine.slowness, better_s = 1.0, engine.now_s
-    enough_s = engine.takes_s(1 << max(0, ids - 1).bit_length()) * 1.051 + 0.001
-    for *asked, is_critical, _ in others * 3:
-        engine.now_s += 1.0
-        engine.ask(*asked, by_median=is_critical)
-        assert engine.ask(ids, 0, enough_s, by_median=by_median) or engine.now_s <= better_s + 60.0
-    engine.now_s = max(engine.now_s, better_s + 60.1)
-    assert engine.ask(ids, 0, enough_s, by_median=by_median)
+def test_an_answer_that_was_stopped_counts_if_it_was_long_already() -> None:
+    lengths = AnswerLengths()
+    lengths.stopped(1000, 0, 0.0)
+    assert lengths.work(1, 1000, 0, 0.0, by_median=False).is_guess
+    lengths.stopped(1000, 100, 0.0)
+    assert lengths.work(1, 1000, 0, 0.0, by_median=True) == Work(1, 104)
+    lengths.stopped(1000, 105, 0.0)
+    assert lengths.work(1, 1000, 0, 0.0, by_median=True) == Work(1, 104)
+    lengths.stopped(1000, 400, 0.0)
+    lengths.stopped(1000, 400, 0.0)
+    assert lengths.work(1, 1000, 0, 0.0, by_median=True) == Work(1, 419)
+
+
+def test_what_is_proven_of_work_is_all_but_its_guess() -> None:
+    assert Work(9, 30, is_guess=True).proven() == Work(9)
+    assert Work(9, 30).proven() == Work(9, 30)

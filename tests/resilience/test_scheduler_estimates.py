@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -79,5 +80,18 @@ def test_a_stream_that_goes_on_is_no_measure_of_a_prefill() -> None:
         times = world.scheduler._times["primary"].times(world.clock.monotonic_s())
         assert times.needed_s(Work(len(PROMPT) * 20)) == pytest.approx(0.03)
         assert [size for size, _ in times.prefill] == [8, 128]
+
+    in_world(use, engines=1)
+
+
+def test_a_whole_answer_without_a_limit_is_not_refused_for_as_many_tokens_as_the_context_has() -> None:
+    """Only the pace is known, of a stream that was left early."""
+    no_limit = Sampling(max_tokens=32_768, stop_ids=tuple(WHOLE[5:6]))
+
+    async def use(world: World) -> None:
+        async with aclosing(world.scheduler.submit([1, 2], Sampling(max_tokens=32_768))) as stream:
+            ids = aiter(stream)
+            assert len([await anext(ids) for _ in range(60)]) == 60
+        assert await world.ask(sampling=no_limit, is_whole=True) == WHOLE[:5]
 
     in_world(use, engines=1)

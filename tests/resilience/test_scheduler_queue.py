@@ -125,15 +125,16 @@ def test_the_deadline_of_a_whole_answer_is_of_its_last_token() -> None:
 def test_a_whole_answer_that_cannot_be_in_time_is_refused_before_an_engine_is_used() -> None:
     async def use(world: World) -> None:
         for _ in range(3):
-            await world.ask(sampling=LONG)
+            await world.ask(is_whole=True, sampling=LONG)
         before = world.primary.streams
         with pytest.raises(DeadlineMissed, match="could not be answered"):
             await world.ask(deadline_s=world.clock.monotonic_s() + 2.0, is_whole=True, sampling=LONG)
         assert world.primary.streams == before
-        # Answers have been shorter than they might be: what is usual counts, not what is allowed.
-        for _ in range(30):
-            await world.ask(sampling=TEN)
-        assert await world.ask(deadline_s=world.clock.monotonic_s() + 4.0, is_whole=True, sampling=LONG)
+        # Once answers are shorter than they might be, what is usual counts, and not what is allowed.
+        short = Sampling(max_tokens=LONG.max_tokens, stop_ids=tuple(expected_ids(PROMPT, TEN)[-1:]))
+        for _ in range(61):
+            await world.ask(is_whole=True, sampling=short)
+        assert await world.ask(deadline_s=world.clock.monotonic_s() + 2.0, is_whole=True, sampling=short) == WHOLE[:-1]
 
     in_world(use, engines=1)
 

@@ -1,17 +1,17 @@
 """Who waits, who goes next, who is refused (rows S4, S5). Pure: no task, no timer; `now_s` is passed in, monotonic.
 
 Rules: (1) At most `bound` requests wait, and `critical_reserve` CRITICAL ones beyond that; the bound follows the
-measured service time (see `bound_of`). Nobody waits, or is refused, for whom an engine is idle that can do it in time.
-(2) When it is full, a newcomer takes the place of the oldest request of the
-lowest class below its own. (3) A request is started only if it can be in time: now + needed <= deadline, where what it
-needs is a p95, not a mean, and for CRITICAL the median; if not, it is refused at once. (4) The highest class goes
-first; every tenth start goes to the lowest waiting class, unless a CRITICAL request waits: LOW starts after at most
-`low_turn` others for each LOW request before it. (5) Inside a class the oldest goes first, until it has waited too long
-and has a crowd behind it: then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten
-seconds are called SATURATED: NORMAL and LOW newcomers are refused if the queue will not have drained within half of the
-time that they may wait. That is announced, and no circuit is opened. Every refusal counts but those of this rule, whose
-retries would prolong it, and those at the door of whoever allows less time than its class has by default. (7) A request
-that was begun and had to stop (`resume`) goes before the others of its class, and is never evicted.
+measured service time (`AdmissionSettings.bound_for`). Nobody is refused for whom an engine is idle that can do it in
+time. (2) When it is full, a newcomer takes the place of the oldest request of the lowest class below its own. (3) A
+request is started only if it can be in time: now + needed <= deadline, where what it needs is a p95, not a mean, and
+for CRITICAL the median; if not, it is refused at once. (4) The highest class goes first; every tenth start goes to the
+lowest waiting class, unless a CRITICAL request waits: LOW starts after at most `low_turn` others for each LOW request
+before it. (5) Inside a class the oldest goes first, until it has waited too long and has a crowd behind it: then the
+newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten seconds are called SATURATED: NORMAL
+and LOW newcomers are refused if the queue will not have drained within half of the time that they may wait. That is
+announced, and no circuit is opened. Every refusal counts but those of this rule, whose retries would prolong it, and
+those at the door of whoever allows less time than its class has by default. (7) A request that was begun and had to
+stop (`resume`) goes before the others of its class, and is never evicted.
 
 Every method is O(1), except where a rule looks at the whole queue (at most `bound_most` + reserve requests): when it is
 full, and for the level, ten times a second; and `take` of an engine that is too slow for those who would go next, who
@@ -146,14 +146,6 @@ _PATIENCE = 0.5  # share of its time; refusing whoever waits at all costs a tent
 _Line = OrderedDict[int, Ticket]
 
 
-def bound_of(settings: AdmissionSettings, estimate: Estimate) -> int:
-    """How many may wait: as many as can be served within the budget, each taking its p95, between least and most."""
-    if estimate.service_p95_s <= 0:
-        return settings.bound
-    served = settings.bound_budget_s * max(1, estimate.slots) / estimate.service_p95_s
-    return int(min(max(served, settings.bound_least), settings.bound_most))
-
-
 class AdmissionQueue:
     """The waiting requests. Its owner starts what `take` returns and tells every refused ticket why."""
 
@@ -200,6 +192,8 @@ class AdmissionQueue:
         ticket = Ticket(self._next_number, priority, now_s, deadline_s, work, engine, request=request)
         self._next_number += 1
         if not _is_in_time(ticket, now_s, estimate):
+            ticket = replace(ticket, work=work.proven())  # nobody is refused by a guess
+        if not _is_in_time(ticket, now_s, estimate):
             if deadline_s - now_s >= self._settings.deadlines_s[priority]:
                 self._pressure.rejected(now_s)  # who allows less, may ask for more than an engine at rest can do
             return ticket, [self._refuse(ticket, "deadline", estimate)]
@@ -225,9 +219,8 @@ class AdmissionQueue:
 
         `is_urgent`: it lost its engine, or gave it up for a more important one. Else it stopped for its own reasons.
         """
-        again = replace(
-            ticket, number=self._next_number, arrived_s=now_s, deadline_s=deadline_s, work=work, avoids=avoids
-        )
+        number, work = self._next_number, work.proven()
+        again = replace(ticket, number=number, arrived_s=now_s, deadline_s=deadline_s, work=work, avoids=avoids)
         self._next_number += 1
         line = self._urgent if is_urgent else self._resumed
         line[ticket.priority][again.number] = again
@@ -305,7 +298,7 @@ class AdmissionQueue:
 
     def _make_room(self, newcomer: Ticket, now_s: Seconds, estimate: Estimate) -> list[Refused]:
         reserve = self._settings.critical_reserve if newcomer.priority is Priority.CRITICAL else 0
-        bound = bound_of(self._settings, estimate) + reserve
+        bound = self._settings.bound_for(estimate.service_p95_s, estimate.slots) + reserve
         if self._fresh_count < bound:
             return []
         hopeless = [ticket for ticket in self._waiting_fresh() if not _is_in_time(ticket, now_s, estimate)]

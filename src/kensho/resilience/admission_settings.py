@@ -45,3 +45,10 @@ class AdmissionSettings(Struct):
                 advice="counts are at least 1, times are positive seconds, shares are between 0 and 1, "
                 "and bound_least <= bound <= bound_most",
             )
+
+    def bound_for(self, service_p95_s: Seconds, slots: int) -> int:
+        """How many may wait: as many as can be served within the budget, each taking its p95, between least and most;
+        `bound` while nothing is known (0)."""
+        if service_p95_s <= 0:
+            return self.bound
+        return int(min(max(self.bound_budget_s * max(1, slots) / service_p95_s, self.bound_least), self.bound_most))

@@ -12,9 +12,10 @@ count; (4) what was never measured takes no time: the first requests are let in;
 prompt to another: of a size that was not measured lately it is only known that it takes no less than a smaller one.
 
 Whoever is refused by an estimate is not measured, so a guess would be believed for ever. By (3), (4) and (5) none is:
-on an idle engine a refusal rests on what prompts of the same size or smaller ones took in the last minute, and what
-steps took, which are one like another. Sizes are powers of two: who has the time for a prompt of twice the length, and
-for all the steps that it asks for, is not refused for longer than that.
+on an idle engine a refusal rests on what prompts of the same size or smaller ones took in the last minute, what steps
+took, which are one like another, and how many of them answers with a limit of the same size had. Sizes are powers of
+two: who has the time for a prompt of twice the length, and for all the steps that it may have, is not refused for
+longer than that.
 """
 
 import math
@@ -22,7 +23,7 @@ from bisect import bisect_left, insort
 from collections import deque
 
 from kensho.base.clock import Seconds
-from kensho.base.structs import Struct
+from kensho.base.structs import Struct, replace
 
 WINDOW_S: Seconds = 60.0
 SAMPLES = 64
@@ -33,11 +34,11 @@ REMAKE_S: Seconds = 0.01
 FEW = 20
 """Of fewer samples the median is taken: their 95th percentile is their maximum, and one long prompt would refuse
 everyone."""
-LARGEST_IDS = 1 << 15
-"""All longer prompts are of one size."""
+LARGEST = 1 << 15
+"""All that is longer is of one size."""
 STOPPED = 1.05
-"""A prefill that was stopped would have taken longer than it had: by so much, so that the next one with as much time
-is not let in too. A guess, and a low one: only what was really measured may refuse those with more time."""
+"""What was stopped would have taken longer than it had: by so much, so that the next one with as much time is not let
+in too. A guess, and a low one: only what was really measured may refuse those with more time."""
 
 
 class Work(Struct):
@@ -47,14 +48,20 @@ class Work(Struct):
     """Ids to prefill before the first token."""
     steps: int = 0
     """Steps after the first token: 0 for a stream, whose deadline is that of its first token."""
+    is_guess: bool = False
+    """Nobody knows whether it will have so many steps."""
+
+    def proven(self) -> "Work":
+        """Without the steps that are a guess."""
+        return replace(self, steps=0, is_guess=False) if self.is_guess else self
 
 
 ONE = Work()
 
 
 def size_of(ids: int) -> int:
-    """The size of a prompt: the power of two that it does not exceed."""
-    return min(LARGEST_IDS, 1 << max(0, ids - 1).bit_length())
+    """The size of a prompt, or of a limit: the power of two that it does not exceed."""
+    return min(LARGEST, 1 << max(0, ids - 1).bit_length())
 
 
 class Times(Struct):
@@ -175,3 +182,32 @@ class EngineTimes:
 
 def _times(prefill: list[tuple[int, Seconds]], step_s: Seconds) -> Times:
     return Times(tuple((size, seconds) for size, seconds in prefill if seconds > 0), step_s)
+
+
+class AnswerLengths:
+    """Learns how many tokens whole answers have, by the size of their limit: who asks for few at most is another sort
+    of client than who leaves it to the model."""
+
+    def __init__(self) -> None:
+        self._by_limit: dict[int, RecentTimes] = {}
+
+    def ended(self, limit: int, tokens: float, now_s: Seconds) -> None:
+        """An answer that might have `limit` tokens had so many."""
+        self._by_limit.setdefault(size_of(limit), RecentTimes()).add(tokens, now_s)
+
+    def stopped(self, limit: int, tokens: int, now_s: Seconds) -> None:
+        """An answer was stopped at so many. It counts if it had many already, as a prefill does."""
+        if tokens > self._of(limit).median(now_s):
+            self.ended(limit, tokens * STOPPED, now_s)
+
+    def work(self, prompt_ids: int, limit: int, made: int, now_s: Seconds, *, by_median: bool) -> Work:
+        """What is left of a whole answer after so many ids, which may have `limit` tokens and has `made` of them."""
+        seen = self._of(limit)
+        usual = int(seen.median(now_s) if by_median else seen.p95(now_s))
+        return Work(prompt_ids + made, max(0, min(usual or limit, limit) - made - 1), is_guess=not usual)
+
+    def _of(self, limit: int) -> RecentTimes:
+        return self._by_limit.get(size_of(limit), _NOTHING)
+
+
+_NOTHING = RecentTimes()

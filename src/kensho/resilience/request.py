@@ -11,7 +11,7 @@ from kensho.base.inference import Sampling
 from kensho.base.structs import Struct, field
 from kensho.resilience.admission import Priority
 from kensho.resilience.budget import Budget
-from kensho.resilience.estimate import EngineTimes, RecentTimes
+from kensho.resilience.estimate import AnswerLengths, EngineTimes
 from kensho.resilience.failover import FailoverSettings, StreamRecord
 from kensho.resilience.guard import Guard
 from kensho.resilience.intake import Intake
@@ -56,8 +56,7 @@ class Floor(Struct, frozen=False, eq=False):
     """To be called when an engine may have become free."""
     times: Mapping[str, EngineTimes]
     poison: PoisonList = field(factory=PoisonList)
-    lengths: RecentTimes = field(factory=RecentTimes)
-    """Of recent answers, in tokens."""
+    lengths: AnswerLengths = field(factory=AnswerLengths)
     unread: int = 0
     """Streams that were stopped because nobody reads them."""
     numbers: Iterator[int] = field(factory=lambda: count(1))

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from kensho.base.clock import Seconds
-from kensho.base.errors import EngineError, KenshoError
+from kensho.base.errors import DeadlineMissed, EngineError, KenshoError
 from kensho.base.events import Event
 from kensho.resilience.admission import Priority
 from kensho.resilience.engine_use import EngineUse, TokenUse
@@ -38,7 +38,6 @@ class StreamLife(Life):
         try:
             await super().run()
             end = None
-            self._floor.lengths.add(len(self._accepted), self._floor.clock.monotonic_s())
         except asyncio.CancelledError:
             end = self._floor.closing() or end
             raise
@@ -46,6 +45,8 @@ class StreamLife(Life):
             end = error
         finally:
             self.outlet.end(end)
+            if self._request.is_whole:
+                self._learn_length(end)
 
     async def _hold(self, turn: Turn) -> bool:
         try:
@@ -138,13 +139,20 @@ class StreamLife(Life):
 
     def _work(self) -> Work:
         """Of a whole answer as many steps as it may have, or as answers have had lately."""
-        known = len(self._request.prompt_ids) + len(self._accepted)
         if not self._request.is_whole:
-            return Work(known)
-        most, lengths, now_s = self._request.sampling.max_tokens, self._floor.lengths, self._floor.clock.monotonic_s()
+            return Work(len(self._request.prompt_ids) + len(self._accepted))
         is_critical = self._request.priority is Priority.CRITICAL  # begun by the median (`admission.Candidate`)
-        usual = int(lengths.median(now_s) if is_critical else lengths.p95(now_s)) or most
-        return Work(known, max(0, min(usual, most) - len(self._accepted) - 1))
+        prompt, most, made = len(self._request.prompt_ids), self._request.sampling.max_tokens, len(self._accepted)
+        now_s = self._floor.clock.monotonic_s()
+        return self._floor.lengths.work(prompt, most, made, now_s, by_median=is_critical)
+
+    def _learn_length(self, end: KenshoError | None) -> None:
+        lengths, now_s = self._floor.lengths, self._floor.clock.monotonic_s()
+        most, made = self._request.sampling.max_tokens, len(self._accepted)
+        if end is None:
+            lengths.ended(most, made, now_s)
+        elif isinstance(end, DeadlineMissed):
+            lengths.stopped(most, made, now_s)
 
     @property
     def _missing(self) -> int:

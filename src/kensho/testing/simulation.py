@@ -15,7 +15,7 @@ from kensho.base.clock import Seconds
 from kensho.base.structs import Struct, field
 from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority
 from kensho.resilience.admission_settings import AdmissionSettings
-from kensho.resilience.estimate import ONE, RecentTimes, Times, Work
+from kensho.resilience.estimate import ONE, AnswerLengths, RecentTimes, Times, Work
 from kensho.testing.load import Job, Trace
 
 
@@ -53,7 +53,7 @@ class KenshoPolicy:
         self._jobs: dict[int, Job] = {}
         self._services = RecentTimes()
         self._steps = RecentTimes()
-        self._lengths = RecentTimes()
+        self._lengths = AnswerLengths()
         self._slots = 1
         self._estimate = Estimate()
 
@@ -75,7 +75,7 @@ class KenshoPolicy:
         self._services.add(service_s, now_s)
         if now_s < job.deadline_s:  # one that was cut has not shown its pace
             self._steps.add(service_s / job.steps, now_s)
-            self._lengths.add(job.steps, now_s)
+            self._lengths.ended(job.steps, job.steps, now_s)
         learnt = self._services if self._told == "nothing" else self._steps
         times, medians = (Times(((1, seconds),), seconds) for seconds in (learnt.p95(now_s), learnt.median(now_s)))
         mean_s, p95_s = self._services.mean(now_s), self._services.p95(now_s)
@@ -87,9 +87,9 @@ class KenshoPolicy:
     def _work(self, job: Job, now_s: Seconds) -> Work:
         if self._told == "nothing":
             return ONE
-        quantile = self._lengths.median if job.priority is Priority.CRITICAL else self._lengths.p95
-        usual = quantile(now_s) if self._told == "most" else 0.0
-        return Work(steps=(min(int(usual), job.steps) if usual else job.steps) - 1)
+        if self._told == "length":
+            return Work(steps=job.steps - 1)
+        return self._lengths.work(1, job.steps, 0, now_s, by_median=job.priority is Priority.CRITICAL)
 
 
 class Result(Struct, kw_only=True):
