@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
@@ -296,6 +296,18 @@ def test_a_tensor_request_is_told_at_its_deadline_and_the_hang_is_counted() -> N
 
     world = in_world(use, prepare=think)
     assert [event.outcome for event in world.of(RequestFinished)] == ["deadline", "ok"]
+
+
+def test_tensor_requests_do_not_miss_one_deadline_after_another_on_a_slow_engine() -> None:
+    async def use(world: World) -> None:
+        for _ in range(10):
+            world.primary.inject(Fault("hang", 0))
+            with suppress(DeadlineMissed):
+                await world.scheduler.logits(PROMPT, deadline_s=world.clock.monotonic_s() + 3.0)
+            await asyncio.sleep(1.0)
+
+    world = in_world(use, prepare=think)
+    assert [event.outcome for event in world.of(RequestFinished)] == ["deadline"] + ["ok"] * 9
 
 
 @pytest.mark.parametrize("kind", ["hang", "deaf"])

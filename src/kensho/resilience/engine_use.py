@@ -122,6 +122,11 @@ class EngineUse(ABC):
         most_s = self._settings.first_token_s + self._settings.prefill_id_s * ids
         self._watch.expect(self._guard.silence.first_token_s(ids, most_s))
 
+    def _note_stop(self, ids: int, times: EngineTimes) -> None:
+        """It was left, and has stopped: if nothing had come yet, a prefill of so many ids takes longer than it had."""
+        if not self._watch.tokens and not self._watch.has_killed:
+            times.stopped(ids, self._left_s - self._watch.since_s, self._left_s)
+
     def _fault_behind(self, error: BaseException) -> EngineError | None:
         """What the engine did wrong, if this is how its use has ended; None: nothing."""
         if isinstance(error, EngineError) and (isinstance(error, EngineHung) or not self._watch.has_killed):
@@ -167,8 +172,7 @@ class TokenUse(EngineUse):
         try:
             return await self._read(known)
         except asyncio.CancelledError:
-            if not self._watch.tokens and not self._watch.has_killed:
-                self._times.stopped(known, self._left_s - self._watch.since_s, self._left_s)
+            self._note_stop(known, self._times)
             raise
 
     async def _read(self, known: int) -> bool:

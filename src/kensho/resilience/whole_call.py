@@ -4,13 +4,14 @@ Nothing of it has been seen when an engine fails, so it simply runs again, on an
 second failure is told: a third engine would not help a request that ends two.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.inference import Engine
 from kensho.resilience.engine_use import EngineUse, OnEnd
-from kensho.resilience.estimate import Work
+from kensho.resilience.estimate import EngineTimes, Work
 from kensho.resilience.failover import FailoverSettings, StreamProgress
 from kensho.resilience.guard import Guard
 from kensho.resilience.intake import Turn
@@ -41,6 +42,7 @@ class WholeCall(Life, Generic[T]):
             self._call,
             len(self._request.prompt_ids),
             take=self._results.append,
+            times=floor.times[str(turn.engine)],
             settings=floor.settings,
             clock=floor.clock,
             on_end=self._use_ended,
@@ -67,7 +69,7 @@ class WholeCall(Life, Generic[T]):
 
 
 class _CallUse(EngineUse, Generic[T]):
-    """One engine's try. It is as silent as before a first token."""
+    """One engine's try. It is as silent as before a first token, and takes as long."""
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class _CallUse(EngineUse, Generic[T]):
         ids: int,
         *,
         take: Callable[[T], None],
+        times: EngineTimes,
         settings: FailoverSettings,
         clock: Clock,
         on_end: OnEnd,
@@ -83,9 +86,18 @@ class _CallUse(EngineUse, Generic[T]):
         self._call = call
         self._ids = ids
         self._take = take
+        self._times = times
         super().__init__(guard, settings=settings, clock=clock, on_end=on_end)
 
     async def _work(self) -> bool:
         self._expect_first(self._ids)
-        self._take(await self._call(self._guard.engine))
+        try:
+            result = await self._call(self._guard.engine)
+        except asyncio.CancelledError:
+            self._note_stop(self._ids, self._times)
+            raise
+        took_s = self._watch.came()
+        self._guard.silence.first(took_s, self._ids)
+        self._times.prefilled(self._ids, took_s, self._watch.now_s)
+        self._take(result)
         return True
