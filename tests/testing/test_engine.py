@@ -160,3 +160,32 @@ def test_a_stream_on_a_dead_engine_is_refused() -> None:
             await collect(ScriptedEngine("primary"))
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("at_token", [0, 3])
+def test_a_deaf_engine_obeys_no_cancel_and_ends_when_it_is_killed(at_token: int) -> None:
+    async def use(engine: ScriptedEngine) -> None:
+        task = asyncio.create_task(collect(engine))
+        await asyncio.sleep(1.0)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(1.0)
+        assert not task.done()
+        await engine.kill()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    on_engine(Fault("deaf", at_token), use)
+
+
+def test_a_deaf_engine_is_busy_when_its_stream_is_closed_between_two_tokens() -> None:
+    async def use(engine: ScriptedEngine) -> None:
+        ids = engine.generate([1, 2], (), Sampling(max_tokens=8))
+        await anext(ids)
+        closing = asyncio.ensure_future(ids.aclose())
+        await asyncio.sleep(1.0)
+        assert not closing.done()
+        engine.die()
+        await closing
+
+    on_engine(Fault("deaf", 1), use)

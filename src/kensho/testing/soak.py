@@ -43,7 +43,7 @@ CLASH_TOKENS = 400
 REST_S = 900.0
 """Within which everything must have come to rest: longer than any default deadline, and than an engine's way back."""
 CANARY = Canary([9], expected_ids([9], Sampling(max_tokens=2)))
-FAULTS: tuple[FaultKind, ...] = ("fail", "hang", "slow", "crash", "nan", "ignore_sigterm")
+FAULTS: tuple[FaultKind, ...] = ("fail", "hang", "slow", "crash", "nan", "deaf", "ignore_sigterm")
 """Without `wrong`: a wrong engine is believed until a canary asks it, and every answer here is checked."""
 
 T = TypeVar("T")
