@@ -7,7 +7,7 @@ from serving_world import COMPILE_S, GRAPH_BYTES, World
 
 from kensho.app.serving import LOOK_EVERY_S, RETRY_S, Serving
 from kensho.app.tiers import HOST_BYTES, IDLE_MAPPED_S, PACK_TOKENS, RESERVE_BYTES
-from kensho.base.errors import CompileFailed
+from kensho.base.errors import CompileFailed, EngineError, EnginesOff
 from kensho.base.events import TierKept
 
 
@@ -33,6 +33,43 @@ def test_many_first_requests_at_once_load_and_compile_once(world: World) -> None
         assert await asyncio.gather(*(world.ask(serving) for _ in range(5))) == ["raw"] * 5
         await asyncio.sleep(COMPILE_S)
         assert world.opener.compiles == 1
+
+    world.run(scene)
+
+
+def test_who_leaves_during_a_load_does_not_end_it(world: World) -> None:
+    async def scene(serving: Serving) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.12):
+                await world.ask(serving)
+        assert serving.loaded() == []
+        await asyncio.sleep(0.1)
+        assert [place.loaded.users for place in serving.loaded()] == [0]
+        await world.ask(serving, "other", seconds=0)
+        assert world.opener.started == ["raw", "raw"]
+
+    world.run(scene)
+
+
+def test_a_load_that_fails_is_told_to_all_who_wait_and_tried_again_by_the_next(world: World) -> None:
+    async def scene(serving: Serving) -> None:
+        world.opener.off = {"m"}
+        errors = await asyncio.gather(*(world.ask(serving) for _ in range(3)), return_exceptions=True)
+        assert [type(error) for error in errors] == [EnginesOff] * 3
+        assert len(world.opener.started) == 1
+        world.opener.off = set()
+        assert await world.ask(serving) == "raw"
+
+    world.run(scene)
+
+
+def test_closing_ends_a_load_and_says_so_to_those_who_wait(world: World) -> None:
+    async def scene(serving: Serving) -> None:
+        asking = asyncio.create_task(world.ask(serving))
+        await asyncio.sleep(0.05)
+        await serving.close()
+        with pytest.raises(EngineError, match="being closed"):
+            await asking
 
     world.run(scene)
 

@@ -9,6 +9,7 @@ on go to the new ones, the old ones end when their last request has. What is dec
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kensho.app.attempts import Attempts
@@ -19,7 +20,7 @@ from kensho.app.traffic import Traffic
 from kensho.app.verifying import Verifying
 from kensho.app.warmup import BEFORE_IDLE_S, Room
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import KenshoError, NotEnoughMemory, NotInstalled
+from kensho.base.errors import EngineError, KenshoError, NotEnoughMemory, NotInstalled
 from kensho.base.events import Emit, Event, RequestFinished, TierChanged, TierKept, VersionChanged
 from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
@@ -67,6 +68,7 @@ class Serving:
         self._shelf = shelf
         self._made_successors: Successors | None = None
         self._lanes: dict[str, asyncio.Lock] = {}
+        self._loads: dict[str, asyncio.Task[Place]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._is_finishing = False
         self._traffic = Traffic(self._opener.hold_idle)
@@ -75,7 +77,8 @@ class Serving:
     @asynccontextmanager
     async def use(self, installed: InstalledModel) -> AsyncIterator[ServedModel]:
         """The model, loaded; it stays loaded while in use. Where another version of it is loaded, that one answers
-        until its successor can. Raises ModelError, CompileFailed, EngineError."""
+        until its successor can. Whoever waits for a load may leave: it goes on, for whoever comes next. Raises
+        ModelError, CompileFailed, EngineError."""
         if self._places.get(installed.model):  # what is opened now is what the store has now
             self._successors().look()
         with self._traffic.of(installed.model):
@@ -111,7 +114,7 @@ class Serving:
                 tier = self._settings.tier
                 graph = await self._opener.make(installed, "mapped" if tier == "auto" else tier, is_idle=True)
                 await self._opener.release(graph)
-            place = await self._traffic.run_when_quiet(lambda: self._place(installed, may_close=False))
+            place = await self._traffic.run_when_quiet(lambda: self._load(installed, may_close=False))
         place.is_pinned |= is_kept
         if not (was_loaded or place.is_pinned) and self._places.get(installed.model) is place:
             self._places.put_first(place)  # nobody has asked for it
@@ -154,6 +157,7 @@ class Serving:
         """Let what is made in the background come to its end, graphs and tables of tokenizers, so that the next start
         finds it."""
         self._is_finishing = True
+        await asyncio.gather(*self._loads.values(), return_exceptions=True)
         changing = [place.changing for place in self._places.all() if place.changing]
         await asyncio.gather(*changing, self._opener.finish(), return_exceptions=True)
 
@@ -165,6 +169,10 @@ class Serving:
         if self._looking:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
+        loads = list(self._loads.values())
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
         await self._places.close()
         await self._opener.close()
 
@@ -174,13 +182,33 @@ class Serving:
         """Held while the model is opened."""
         return self._lanes.setdefault(model, asyncio.Lock())
 
-    async def _place(self, installed: InstalledModel, *, may_close: bool = True) -> Place:
+    async def _place(self, installed: InstalledModel) -> Place:
+        """Where the model is loaded: at once if it is, else when that has come out."""
+        model = installed.model
+        while (place := self._places.get(model)) is None or self._lane(model).locked():
+            load = self._loads.get(model)
+            if load is None:
+                load = self._loads[model] = asyncio.create_task(self._load(installed))
+                load.add_done_callback(partial(self._note_load, model))
+            await asyncio.wait({load})
+            if load.cancelled():
+                raise EngineError(f"model {model!r} is being closed", advice="open it again")
+            load.result()
+        self._places.put(place)
+        return place
+
+    def _note_load(self, model: str, load: asyncio.Task[Place]) -> None:
+        del self._loads[model]
+        if not load.cancelled():
+            load.exception()  # events have told it to those who have left
+
+    async def _load(self, installed: InstalledModel, *, may_close: bool = True) -> Place:
         async with self._lane(installed.model):
             place = self._places.get(installed.model)
             if place is None:
                 place = await self._open(installed, may_close=may_close)
                 self._adjust(place)
-            self._places.put(place)
+                self._places.put(place)
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
             return place
