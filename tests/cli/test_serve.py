@@ -155,6 +155,25 @@ def test_faults_and_levels_are_changed_while_it_runs(store: Path, daemon: Daemon
     assert b"resilience.request.finished" in log.read_bytes()[before:]
 
 
+def test_a_client_hears_what_happens_to_its_own_request_and_no_other(daemon: Daemon) -> None:
+    assert daemon.kensho("fault", "primary", "slow").returncode == 0
+    argv = ["run", "demo", QUESTION.question, "--engine", "primary", "--max-tokens", "12"]
+    command = [sys.executable, "-m", "kensho", "--store", str(daemon.store), *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.read(1) == "H"
+        late = daemon.kensho("run", "demo", QUESTION.question, "--deadline", "0.000001")
+        assert late.returncode == 9 and late.stderr.count("deadline") == 1 and "warning" not in late.stderr
+        _, said = other.communicate(timeout=60)
+    assert other.returncode == 0 and "refused" not in said
+    assert daemon.kensho("fault", "primary", "crash").returncode == 0
+    for _ in range(10):  # the standby answers while the primary is learnt about, and it meets no fault
+        moved = daemon.kensho("run", "demo", QUESTION.question)
+        assert moved.stdout.strip() == QUESTION.answer
+        if "1 failovers" in moved.stderr:
+            break
+    assert "warning: stream moved from primary to standby" in moved.stderr
+
+
 def test_a_person_takes_an_engine_out_and_gives_it_back(daemon: Daemon) -> None:
     assert daemon.kensho("run", "demo", "hi", "--quiet").returncode == 0
     out = json.loads(daemon.kensho("circuit", "primary", "open", "--json").stdout)

@@ -5,13 +5,14 @@ application and a voice that ends at the client.
 """
 
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from contextvars import ContextVar
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kensho import __version__
 from kensho.base.errors import NoDaemon, Overloaded, UsageError
-from kensho.base.events import Event
+from kensho.base.events import Event, RequestPoisoned, RequestRejected, StreamMoved
 from kensho.base.structs import replace
 from kensho.cli.arguments import Arguments
 from kensho.cli.command_line import Said, parse
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from kensho.app import Kensho
     from kensho.server.control_streams import Request, Streams
     from kensho.server.http_server import HttpServer
+
+
+_CLIENT: "ContextVar[Streams | None]" = ContextVar("client", default=None)
+"""Whose command a task works for."""
 
 
 def add_arguments(arguments: Arguments) -> None:
@@ -145,15 +150,24 @@ async def _refuse(output: Output) -> int:
     return tell_error(output, busy)
 
 
+def concerns(event: Event, models: Sequence[str | None], *, is_own: bool) -> bool:
+    """Whether a client whose command is about these models hears of this. What goes wrong with a request is told to
+    its own client, as the error of its command; `is_own`: the event comes from a task of this client's. The daemon's
+    affairs are for its log."""
+    if isinstance(event, RequestRejected | RequestPoisoned) or event.service == "app":
+        return False
+    return is_own if isinstance(event, StreamMoved) else getattr(event, "model", None) in models
+
+
 async def _act(module: ModuleType, context: Context, app: "Kensho", streams: "Streams") -> int:
     from asyncio import CancelledError
 
     output, given = context.output, vars(context.args)
     models = (None, given.get("model"), *(given.get("models") or ()))
+    _CLIENT.set(streams)  # for this task, and those that it starts
 
     def hear(event: Event) -> None:
-        """What concerns other models is for other clients."""
-        if getattr(event, "model", None) in models:
+        if concerns(event, models, is_own=_CLIENT.get() is streams):
             output.on_event(event)
 
     end = app.listen(hear)
