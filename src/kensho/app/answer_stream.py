@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kensho.app.answers import AnswerRecord, GenerateOptions, LoadSource, Prompt, Token
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import ConfigError
+from kensho.base.errors import ConfigError, DeadlineMissed, EnginesOff
 from kensho.base.inference import Sampling
 from kensho.base.structs import Struct, field
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from kensho.resilience.router import Choice
     from kensho.resilience.stream_life import Answer
     from kensho.runtime.text.codec import TextCodec
+    from kensho.runtime.text.detokenizer import Detokenizer
 
 LONG_PROMPT_CHARS = 20_000
 """Turning so many into ids takes some 10 ms: that is done beside the event loop."""
+RETRY_AFTER_S: Seconds = 1.0
+"""Of a request whose deadline was over before its model was loaded (guess: most of a load from the disk)."""
 
 
 class AnswerStream:
@@ -74,33 +77,60 @@ class AnswerStream:
         await self._tokens.aclose()
 
     async def _run(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Token, None]:
-        async with AsyncExitStack() as held:
-            choice, was_loaded, served = await self._load(held)
-            loaded_seconds = self._clock.monotonic_s() - self._began_s
-            prompt_ids = await _encode(served.codec, prompt, is_raw=options.is_raw_prompt)
-            answer = self._submit(served, prompt_ids, options)
-            room = min(self._max_context, served.graph.max_positions) - len(prompt_ids)
-            course = _Course(
-                served=served,
-                choice=choice,
-                answer=answer,
-                load_source="memory" if was_loaded else served.graph.source,
-                load_seconds=0.0 if was_loaded else loaded_seconds,
-                first_token_seconds=loaded_seconds,
-                prompt_tokens=len(prompt_ids),
-                most_tokens=min(options.max_tokens, room),
-            )
-            detokenizer = served.codec.detokenizer()
-            async with aclosing(answer):
-                async for token in answer:
-                    if self._course is None:
-                        course.first_token_seconds = self._clock.monotonic_s() - self._began_s
-                        self._course = course
-                    yield course.add(token, detokenizer.push(token))
-            rest = detokenizer.finish()
-            if rest:
-                yield course.add(None, rest)
-            self._course, self._is_complete = course, True
+        """By one model after the other, until one has a first token."""
+        while True:
+            async with AsyncExitStack() as held:
+                course, detokenizer = await self._begin(held, prompt, options)
+                try:
+                    async with aclosing(course.answer) as answer:
+                        async for token in answer:
+                            if self._course is None:
+                                course.first_token_seconds = self._clock.monotonic_s() - self._began_s
+                                self._course = course
+                            yield course.add(token, detokenizer.push(token))
+                except EnginesOff as error:
+                    if self._course is not None or options.engine is not None:
+                        raise
+                    await self._router.lost(course.served.graph.model, error)
+                    continue
+                rest = detokenizer.finish()
+                if rest:
+                    yield course.add(None, rest)
+                self._course, self._is_complete = course, True
+                return
+
+    async def _begin(
+        self, held: AsyncExitStack, prompt: Prompt, options: GenerateOptions
+    ) -> "tuple[_Course, Detokenizer]":
+        """The answer, not yet in a queue. A deadline that was given bounds this too; the load goes on after it."""
+        import asyncio
+
+        deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
+        try:
+            async with asyncio.timeout_at(deadline_s) as limit:
+                choice, was_loaded, served = await self._load(held)
+                loaded_seconds = self._clock.monotonic_s() - self._began_s
+                prompt_ids = await _encode(served.codec, prompt, is_raw=options.is_raw_prompt)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineMissed(
+                f"{options.priority} request had no engine by its deadline: {self._router.wanted!r} is being loaded",
+                advice="the load goes on: allow more time, or come back",
+                retry_after_s=RETRY_AFTER_S,
+            ) from None
+        room = min(self._max_context, served.graph.max_positions) - len(prompt_ids)
+        course = _Course(
+            served=served,
+            choice=choice,
+            answer=self._submit(served, prompt_ids, options),
+            load_source="memory" if was_loaded else served.graph.source,
+            load_seconds=0.0 if was_loaded else loaded_seconds,
+            first_token_seconds=loaded_seconds,
+            prompt_tokens=len(prompt_ids),
+            most_tokens=min(options.max_tokens, room),
+        )
+        return course, served.codec.detokenizer()
 
     def _submit(self, served: "ServedModel", prompt_ids: list[int], options: GenerateOptions) -> "Answer":
         from kensho.resilience.admission import parse_priority

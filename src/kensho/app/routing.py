@@ -54,7 +54,7 @@ class Router:
         engines_of: "Callable[[InstalledModel], tuple[EngineFacts, ...]]",
     ) -> None:
         """`ready` gives a model, checked, or raises; `engines_of` what is known of its engines (empty: not loaded)."""
-        self._wanted = wanted
+        self.wanted = wanted
         self._engine = engine
         self._tasks = tasks
         self._ready = ready
@@ -67,11 +67,11 @@ class Router:
     async def choose(self) -> "tuple[InstalledModel, Choice]":
         """Raises what the first model's `ready` raised, or what it was lost by, when nobody can answer."""
         while True:
-            step = route(self._wanted, self._facts, tasks=self._tasks, engine=self._engine)
+            step = route(self.wanted, self._facts, tasks=self._tasks, engine=self._engine)
             if isinstance(step, Choice):
                 return self._installed[step.model], step
             if not isinstance(step, Look):
-                raise self._error or NotInstalled(f"nobody answers {self._wanted!r}", advice="name a model")
+                raise self._error or NotInstalled(f"nobody answers {self.wanted!r}", advice="name a model")
             try:
                 installed = await self._ready(step.model)
             except CANNOT_BE_HAD as error:
