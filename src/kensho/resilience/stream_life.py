@@ -30,7 +30,7 @@ class StreamLife(Life):
         super().__init__(request, progress, floor)
         self.outlet = outlet
         self._accepted: list[int] = []
-        self._is_late: asyncio.TimerHandle | None = None
+        self._late_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Raises nothing but CancelledError: the reader is told through the outlet."""
@@ -52,8 +52,8 @@ class StreamLife(Life):
         try:
             is_complete = await super()._hold(turn)
         finally:
-            if self._is_late:
-                self._is_late.cancel()
+            if self._late_timer:
+                self._late_timer.cancel()
         self._is_urgent = not self.outlet.is_full
         if not self._is_urgent and not is_complete:
             self._floor.unread += 1
@@ -70,7 +70,7 @@ class StreamLife(Life):
         late_s = self._late_s(turn)
         if late_s > 0:
             self._floor.hedges.earn()
-            self._is_late = loop.call_later(late_s, self._ask_another, turn)
+            self._late_timer = loop.call_later(late_s, self._ask_another, turn)
 
     def _use(self, turn: Turn) -> TokenUse:
         floor, engine = self._floor, str(turn.engine)
