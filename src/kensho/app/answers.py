@@ -1,13 +1,14 @@
 """What a caller asks for and gets when a model answers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from kensho.base.clock import Seconds
 from kensho.base.errors import UsageError
 from kensho.base.structs import Struct, as_dict
 
 Priority = Literal["critical", "high", "normal", "low"]
+EngineName = Literal["primary", "standby"]
 LoadSource = Literal["memory", "disk", "compile", "raw"]
 Prompt = str | Sequence[Mapping[str, str]]
 """A question, or a conversation: messages with `role` and `content`, oldest first."""
@@ -21,7 +22,7 @@ class GenerateOptions(Struct, kw_only=True):
     temperature: float = 0.0
     """0 = greedy; at most 5."""
     seed: int = 0
-    engine: Literal["primary", "standby"] | None = None
+    engine: EngineName | None = None
     """None = the primary, the standby when it fails. A named engine answers alone."""
     priority: Priority = "high"
     deadline_s: Seconds | None = None
@@ -32,14 +33,44 @@ class GenerateOptions(Struct, kw_only=True):
     """True: the prompt is given to the model as it is, without its chat template."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_tokens <= 32768:
-            raise UsageError(f"max_tokens cannot be {self.max_tokens}", advice="use a number from 1 to 32768")
-        if not 0 <= self.temperature <= 5:
-            raise UsageError(f"temperature cannot be {self.temperature}", advice="use a number from 0 to 5")
-        if not 0 <= self.seed < 1 << 64:
-            raise UsageError(f"seed cannot be {self.seed}", advice="use a number from 0 to 2**64 - 1")
-        if self.deadline_s is not None and not 0 < self.deadline_s <= 86_400:
-            raise UsageError(f"deadline cannot be {self.deadline_s} s", advice="use more than 0 s, at most a day")
+        _check("max_tokens", self.max_tokens, _is_count(self.max_tokens, 1, 32768), "a number from 1 to 32768")
+        _check("temperature", self.temperature, _is_number(self.temperature, 0, 5), "a number from 0 to 5")
+        _check("seed", self.seed, _is_count(self.seed, 0, (1 << 64) - 1), "a number from 0 to 2**64 - 1")
+        _check("engine", self.engine, self.engine in (None, *get_args(EngineName)), "primary or standby")
+        _check("priority", self.priority, self.priority in get_args(Priority), "critical, high, normal or low")
+        deadline_s = self.deadline_s
+        is_deadline = deadline_s is None or (_is_number(deadline_s, 0, 86_400) and deadline_s > 0)
+        _check("deadline", deadline_s, is_deadline, "more than 0 s, at most a day")
+
+
+def check_prompt(prompt: object) -> None:
+    """UsageError for what is neither a text nor a conversation. That it is valid text, and not too long, is checked
+    where it is turned into ids."""
+    if isinstance(prompt, str):
+        return
+    messages = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, bytes) else ()
+    if not messages or not all(_is_message(message) for message in messages):
+        raise UsageError(
+            f"the prompt is a {type(prompt).__name__} that cannot be answered",
+            advice="give a text, or messages that each have a role and a content, both of them texts",
+        )
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _check(name: str, value: object, is_right: bool, wanted: str) -> None:
+    if not is_right:
+        raise UsageError(f"{name} cannot be {repr(value)[:80]}", advice=f"use {wanted}")
 
 
 class Token(Struct):

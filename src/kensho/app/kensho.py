@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from kensho import __version__
 from kensho.app.answer_stream import AnswerStream
-from kensho.app.answers import GenerateOptions, Prompt
+from kensho.app.answers import GenerateOptions, Prompt, check_prompt
 from kensho.app.deliveries import Deliveries, read_root
 from kensho.app.status import Status, with_engines_out, with_loaded
 from kensho.base.clock import Clock, Seconds
@@ -193,9 +193,11 @@ class Kensho:
         """The answer, token by token: iterate it once. `record` has the figures afterwards.
 
         `model` may be a task of the settings: its models are tried in their order. Pulls the model first if it is not
-        installed and a source was given. Iterating raises NotInstalled, Damaged, ModelError, CompileFailed,
-        EngineError, Overloaded (see kensho.base.errors for what helps).
+        installed and a source was given. Raises UsageError for what can never be answered. Iterating raises
+        NotInstalled, Damaged, ModelError, CompileFailed, EngineError, Overloaded (see kensho.base.errors for what
+        helps).
         """
+        check_prompt(prompt)
         options = options or GenerateOptions()
         return AnswerStream(
             self._router(check_name(model, "model name"), options.engine),

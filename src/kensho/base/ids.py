@@ -40,9 +40,9 @@ def digest_of(data: bytes | memoryview) -> Digest:
 
 def check_name(name: str, what: str) -> str:
     """`name` if it can be a model name or a version: 1-64 of letters, digits, `.`, `_`, `-`, not a device name."""
-    if not _NAME.match(name) or _DEVICE.match(name) or name.endswith("."):
+    if not isinstance(name, str) or not _NAME.match(name) or _DEVICE.match(name) or name.endswith("."):
         raise UsageError(
-            f"{what} {name[:80]!r} cannot be used",
+            f"{what} {str(name)[:80]!r} cannot be used",
             advice="use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
         )
     return name
