@@ -49,3 +49,13 @@ def test_one_hiccup_in_the_warm_up_wears_off() -> None:
     for _ in range(10_000):
         budget.gap(0.005)
     assert budget.token_s(5.0) == LEAST_S
+
+
+def test_an_engine_that_held_ten_thousand_prompts_is_not_killed_over_one_that_it_must_compute() -> None:
+    budget = SilenceBudget()
+    for _ in range(10_000):
+        budget.first(0.02, 1000)  # it held all but the last ids
+        budget.gap(0.012)
+    prefill_s = 2000 * 0.001
+    assert budget.first_token_s(2000, 28.0) > prefill_s
+    assert budget.first_token_s(30, 8.3) == LEAST_S

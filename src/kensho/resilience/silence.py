@@ -60,14 +60,13 @@ class SilenceBudget:
 
     def token_s(self, most_s: Seconds) -> Seconds:
         """The longest silence between two tokens, at most `most_s`."""
-        return _bounded(self._gaps, FACTOR, most_s)
+        return min(most_s, max(LEAST_S, FACTOR * self._gaps.value)) if self._gaps.is_known else most_s
 
     def first_token_s(self, prompt_ids: int, most_s: Seconds) -> Seconds:
-        """The longest silence before the first token, at most `most_s`."""
-        return _bounded(self._first, FACTOR * (prompt_ids + _PROMPT_BASE_IDS), most_s)
-
-
-def _bounded(seen: Quantile, factor: float, most_s: Seconds) -> Seconds:
-    if not seen.is_known:
-        return most_s
-    return min(most_s, max(LEAST_S, factor * seen.value))
+        """The longest silence before the first token, at most `most_s`, and no less than as many steps: an engine that
+        still holds the beginning of most prompts looks quick, until one comes that it must compute (no prefill is
+        dearer than its ids one by one)."""
+        if not self._first.is_known:
+            return most_s
+        expected_s = FACTOR * (prompt_ids + _PROMPT_BASE_IDS) * self._first.value
+        return min(most_s, max(LEAST_S, expected_s, prompt_ids * self._gaps.value))
