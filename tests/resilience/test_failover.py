@@ -13,7 +13,15 @@ from kensho.base.inference import Sampling
 from kensho.resilience.admission import Priority
 from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.circuit_status import CircuitStatus
-from kensho.resilience.failover import FailoverSettings, Finish, GiveUp, GoOn, StreamRecord, after_failure
+from kensho.resilience.failover import (
+    FailoverSettings,
+    Finish,
+    GiveUp,
+    GoOn,
+    StreamProgress,
+    StreamRecord,
+    after_failure,
+)
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.resilience.stream_life import Answer
@@ -136,6 +144,14 @@ def test_a_crash_at_any_token_costs_one_move_and_one_prefill(at_token: int) -> N
         assert record.gap_ms == moved.gap_ms
 
     in_world(use)
+
+
+@pytest.mark.parametrize(("last_s", "rate"), [(1.0001, 0.0), (1.009, 0.0), (1.011, 9 / 0.011), (2.0, 9.0)])
+def test_tokens_that_were_read_at_once_have_no_pace(last_s: float, rate: float) -> None:
+    progress = StreamProgress(0.0)
+    for number in range(10):
+        progress.token_made("primary", 1.0 + number / 9 * (last_s - 1.0))
+    assert progress.record.tokens_per_second == pytest.approx(rate)
 
 
 def test_an_undisturbed_stream_measures_itself() -> None:

@@ -96,7 +96,7 @@ class AnswerRecord(Struct, kw_only=True):
     first_token_seconds: Seconds
     """From the request to the first token, loading included."""
     tokens_per_second: float
-    """After the first token; 0 for answers of fewer than two tokens."""
+    """After the first token; 0 for answers too short to be measured."""
     engine: str
     """The engine that finished the answer."""
     tier: str

@@ -17,6 +17,10 @@ from kensho.base.structs import Struct
 from kensho.resilience.circuit import ADVICE
 from kensho.resilience.guard import Guard
 
+MEASURABLE_S: Seconds = 0.01
+"""Tokens that came within less have no pace: so long a busy machine may not have looked (37 tokens that took 18 ms to
+make were read within 0.15 ms), and a short answer took no longer."""
+
 
 class FailoverSettings(Struct):
     max_moves: int = 3
@@ -76,7 +80,7 @@ class StreamRecord(Struct):
     """Longest silence that a failover cost: from the wait that ended in failure to the next token."""
     first_token_ms: float
     tokens_per_second: float
-    """After the first token; 0 for fewer than two."""
+    """After the first token; 0 for fewer than two, and for those that were read at once (`MEASURABLE_S`)."""
     pauses: int = 0
     """How often it was interrupted, for an urgent request or because its reader did not read."""
     is_hedged: bool = False
@@ -137,7 +141,7 @@ class StreamProgress:
             failovers=self._failovers,
             gap_ms=self._gap_ms,
             first_token_ms=(self._first_s - self._began_s) * 1e3,
-            tokens_per_second=(self._tokens - 1) / streaming_s if streaming_s > 0 else 0.0,
+            tokens_per_second=(self._tokens - 1) / streaming_s if streaming_s >= MEASURABLE_S else 0.0,
             pauses=self.pauses,
             is_hedged=self.is_hedged,
         )

@@ -68,8 +68,9 @@ def _tell(context: Context, record: "AnswerRecord") -> Result:
     output.data("")
     output.note(
         f"{record.model} {record.version}, {record.tier} tier, graph from {record.load_source} in "
-        f"{record.load_seconds:.2f} s; first token after {record.first_token_seconds:.2f} s, "
-        f"{record.tokens_per_second:.0f} tokens/s" + (f", {record.failovers} failovers" if record.failovers else "")
+        f"{record.load_seconds:.2f} s; first token after {record.first_token_seconds:.2f} s"
+        + (f", {record.tokens_per_second:.0f} tokens/s" if record.tokens_per_second else "")
+        + (f", {record.failovers} failovers" if record.failovers else "")
     )
     if record.load_source == "raw" and record.tier == "raw" and context.settings.tier == "auto":
         output.note("it is compiled for this machine now, so that the next answer is faster")
