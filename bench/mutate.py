@@ -33,11 +33,14 @@ AREAS = {
         "without": "not TestCompared and not catches_the_mutant and not threads and not hundred_thousand",
     },
     "admission": {
-        "modules": ["admission"],
-        "tests": ["test_admission.py", "test_admission_model.py", "test_admission_settings.py"],
+        "modules": ["admission", "admission_settings", "pressure", "estimate"],
+        "tests": [
+            *("test_admission.py", "test_admission_engines.py", "test_admission_levels.py", "test_admission_model.py"),
+            *("test_admission_settings.py", "test_estimate.py"),
+        ],
         # the walk of two thousand steps finds what Hypothesis and the simulations find, and sooner
         "without": "not catches_the_mutant and not hundred_thousand and not SideBySide and not exactly_one_outcome"
-        " and not overload and not slow_engine and not million",
+        " and not under_overload and not slow_engine_is_used and not million",
     },
 }
 """By area: the modules of kensho.resilience that are mutated, and the tests that must notice."""

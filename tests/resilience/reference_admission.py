@@ -1,6 +1,6 @@
 """Admission written a second time, from its rules alone and as plainly as possible: lists that are searched and sorted.
 
-Nothing of the product is used but its words (Ticket, Estimate ...). `tests/resilience/test_admission_model.py` lets
+Nothing of the product is used but its words (Ticket, Estimate ...). `tests/resilience/admission_walk.py` lets
 both run side by side; where they differ, one of them is wrong.
 """
 

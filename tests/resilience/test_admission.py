@@ -4,43 +4,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from queueing import CRITICAL, HIGH, LOW, NORMAL, NOTHING_KNOWN, fill, needs, queue
 
 from kensho.base.errors import DeadlineMissed, Overloaded
 from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority, Refused, Ticket
 from kensho.resilience.admission_settings import AdmissionSettings
-from kensho.resilience.estimate import Times, Work
-from kensho.resilience.pressure import Level
+from kensho.resilience.estimate import Times
 from kensho.testing.load import arrivals, brownout, step
 from kensho.testing.simulation import KenshoPolicy, simulate
-
-NOTHING_KNOWN = Estimate()
-CRITICAL, HIGH, NORMAL, LOW = Priority
-
-
-def needs(seconds: float, **more: Any) -> Estimate:
-    """One engine, which takes so long for anything."""
-    return Estimate((takes("primary", seconds),), **more)
-
-
-def takes(engine: str, seconds: float) -> Candidate:
-    """Always so long."""
-    return Candidate(engine, Times(((1, seconds),)), Times(((1, seconds),)))
-
-
-def queue(*, bound: int = 100, **changes: Any) -> AdmissionQueue:
-    """Of fixed size, and without the rule that the newest goes first only where a crowd waits."""
-    changes = {"bound_least": bound, "bound_most": bound, "lifo_per_slot": 0} | changes
-    return AdmissionQueue(AdmissionSettings(bound=bound, **changes))
-
-
-def fill(waiting: AdmissionQueue, priority: Priority, times: int, now: float = 0.0) -> list[Ticket]:
-    tickets = []
-    for _ in range(times):
-        ticket, refused = waiting.offer(priority, now + 1000.0, now, NOTHING_KNOWN)
-        assert not refused
-        tickets.append(ticket)
-    return tickets
-
 
 OPERATIONS = st.lists(
     st.one_of(
@@ -186,90 +157,6 @@ def test_inside_a_class_the_newest_goes_first_once_the_oldest_waited_too_long() 
     assert waiting.take(0.2, NOTHING_KNOWN)[0] == second
 
 
-def test_five_rejections_in_ten_seconds_pause_unimportant_work_only() -> None:
-    waiting = queue(bound=2)
-    fill(waiting, HIGH, 2)
-    for at in range(5):
-        assert waiting.level(at) is Level.NORMAL
-        assert waiting.offer(HIGH, None, at, NOTHING_KNOWN)[1]
-    assert waiting.level(5.0) is Level.SATURATED
-    waiting.take(5.0, NOTHING_KNOWN)
-    for priority, reasons in [(LOW, ["saturated"]), (NORMAL, ["saturated"]), (HIGH, [])]:
-        assert [one.reason for one in waiting.offer(priority, 15.0, 5.0, Estimate(service_s=3.0))[1]] == reasons
-    assert waiting.level(10.0) is not Level.SATURATED
-
-
-@pytest.mark.parametrize(
-    ("within_s", "level"), [(None, Level.SATURATED), (10.0, Level.SATURATED), (9.9, Level.NORMAL), (-1.0, Level.NORMAL)]
-)
-def test_refusals_at_the_door_saturate_unless_the_client_chose_to_allow_less_than_is_usual(
-    within_s: float | None, level: Level
-) -> None:
-    waiting = queue()
-    for _ in range(5):
-        assert waiting.level(1.0) is Level.NORMAL
-        deadline_s = None if within_s is None else 1.0 + within_s
-        assert [one.reason for one in waiting.offer(HIGH, deadline_s, 1.0, needs(10.1))[1]] == ["deadline"]
-    assert waiting.level(1.0) is level
-
-
-def test_a_deadline_that_is_no_number_is_refused_and_saturates_nothing() -> None:
-    waiting = queue()
-    for _ in range(9):
-        assert [one.reason for one in waiting.offer(HIGH, float("nan"), 1.0, NOTHING_KNOWN)[1]] == ["deadline"]
-    assert waiting.level(1.0) is Level.NORMAL
-
-
-def test_requests_whose_time_passes_in_the_queue_saturate() -> None:
-    waiting = queue()
-    for _ in range(5):
-        waiting.offer(HIGH, 2.0, 1.0, NOTHING_KNOWN)
-    assert len(waiting.take(3.0, NOTHING_KNOWN)[1]) == 5
-    assert waiting.level(3.0) is Level.SATURATED
-
-
-def test_refusals_because_of_saturation_do_not_prolong_it() -> None:
-    waiting = queue(bound=1)
-    fill(waiting, HIGH, 1)
-    for _ in range(5):
-        waiting.offer(HIGH, None, 0.0, NOTHING_KNOWN)
-    for tenth in range(1, 100):
-        (refused,) = waiting.offer(LOW, tenth / 10 + 1.5, tenth / 10, NOTHING_KNOWN)[1]
-        assert refused.reason == "saturated"
-    assert waiting.level(10.0) is not Level.SATURATED
-
-
-def test_who_would_not_wait_long_is_taken_even_when_saturated() -> None:
-    waiting = queue(bound=3)
-    fill(waiting, HIGH, 3)
-    for _ in range(5):
-        waiting.offer(HIGH, None, 0.0, NOTHING_KNOWN)
-    waiting.take(0.0, NOTHING_KNOWN)
-    assert waiting.level(0.0) is Level.SATURATED
-    assert waiting.offer(LOW, 60.0, 0.0, Estimate(service_s=10.0))[1] == []
-
-
-def test_an_empty_queue_takes_anyone_even_when_saturated() -> None:
-    waiting = queue(bound=1)
-    fill(waiting, HIGH, 1)
-    for _ in range(5):
-        waiting.offer(HIGH, None, 0.0, NOTHING_KNOWN)
-    waiting.take(0.0, NOTHING_KNOWN)
-    assert waiting.level(0.0) is Level.SATURATED
-    assert waiting.offer(LOW, None, 0.0, NOTHING_KNOWN)[1] == []
-
-
-def test_long_waits_pause_low_work_after_a_second() -> None:
-    waiting = queue()
-    waiting.offer(NORMAL, 10.0, 0.0, NOTHING_KNOWN)
-    waiting.look(2.1, NOTHING_KNOWN)
-    assert waiting.level(2.1) is Level.NORMAL
-    assert waiting.level(3.2) is Level.PRESSURED
-    assert [one.reason for one in waiting.offer(LOW, 6.2, 3.2, NOTHING_KNOWN)[1]] == ["pressured"]
-    assert waiting.offer(LOW, 9.2, 3.2, NOTHING_KNOWN)[1] == []
-    assert waiting.offer(NORMAL, 6.2, 3.2, NOTHING_KNOWN)[1] == []
-
-
 def test_a_refusal_explains_itself() -> None:
     waiting = queue(bound=1)
     fill(waiting, HIGH, 1)
@@ -295,76 +182,6 @@ def test_low_starts_after_at_most_low_turn_others_for_each_low_before_it() -> No
     low = fill(waiting, LOW, 5)
     started = [waiting.take(0.0, NOTHING_KNOWN)[0] for _ in range(60)]
     assert [started.index(ticket) + 1 for ticket in low] == [10, 20, 30, 40, 50]
-
-
-def test_a_request_that_no_engine_can_do_in_time_here_is_left_to_the_quicker_one() -> None:
-    waiting = queue()
-    estimate = Estimate((takes("gpu", 0.1), takes("cpu", 5.0)), slots=2)
-    urgent, _ = waiting.offer(CRITICAL, 1.0, 0.0, estimate)
-    patient, _ = waiting.offer(LOW, 60.0, 0.0, estimate)
-    assert waiting.take(0.0, estimate, "cpu") == (patient, [])
-    assert waiting.take(0.0, estimate, "cpu") == (None, [])
-    assert waiting.take(0.0, estimate, "gpu") == (urgent, [])
-
-
-@pytest.mark.parametrize(("ahead", "is_found"), [(1, True), (7, True), (8, False)])
-def test_those_who_are_too_much_for_a_slow_engine_are_not_in_the_way_of_their_class(ahead: int, is_found: bool) -> None:
-    """As many of them as are looked at."""
-    waiting = queue(lifo_after_s=100.0)
-    estimate = Estimate((takes("gpu", 0.1), takes("cpu", 5.0)), slots=2)
-    for _ in range(ahead):
-        waiting.offer(NORMAL, 1.0, 0.0, estimate)
-    patient, _ = waiting.offer(NORMAL, 60.0, 0.0, estimate)
-    other, _ = waiting.offer(LOW, 60.0, 0.0, estimate)
-    assert waiting.take(0.0, estimate, "cpu") == (patient if is_found else other, [])
-    assert len(waiting) == ahead + 1
-
-
-def test_nobody_is_refused_while_an_engine_is_idle_that_can_do_it_in_time() -> None:
-    """The queue is full, and SATURATED: of those who wait for the other engine."""
-    estimate = Estimate((takes("gpu", 0.1), takes("cpu", 5.0)), service_s=5.0, slots=2, idle=("cpu",))
-    waiting = queue(bound=2)
-    named = [waiting.offer(HIGH, None, 0.0, estimate, engine="gpu")[1] for _ in range(7)]
-    assert [len(refused) for refused in named] == [0, 0, 1, 1, 1, 1, 1]
-    assert waiting.level(0.0) is Level.SATURATED
-    for priority in (LOW, NORMAL):
-        ticket, refused = waiting.offer(priority, 5.0, 0.0, estimate)
-        assert refused == []
-        assert waiting.take(0.0, estimate, "cpu") == (ticket, [])
-        ticket, refused = waiting.offer(priority, 4.9, 0.0, estimate)
-        assert [(one.ticket, one.reason) for one in refused] == [(ticket, "saturated")]
-        assert len(waiting.offer(priority, 5.0, 0.0, estimate, engine="gpu")[1]) == 1
-
-
-def test_what_a_request_needs_grows_with_its_prompt_and_its_steps() -> None:
-    times = Times(((64, 0.1), (256, 0.5)), step_s=0.02)
-    assert times.needed_s(Work(64)) == 0.1
-    assert times.needed_s(Work(129)) == 0.5
-    assert times.needed_s(Work(64, steps=50)) == pytest.approx(1.1)
-    assert Times().needed_s(Work(10_000, steps=10_000)) == 0.0
-
-
-def test_a_request_that_was_begun_goes_before_its_class_and_is_never_evicted() -> None:
-    waiting = queue(bound=2)
-    first, _ = waiting.offer(LOW, 9.0, 0.0, NOTHING_KNOWN)
-    assert waiting.take(0.0, NOTHING_KNOWN)[0] == first
-    fill(waiting, LOW, 2)
-    again = waiting.resume(first, float("inf"), Work(5), 1.0)
-    evicted = [one.ticket for _ in range(2) for one in waiting.offer(NORMAL, 9.0, 1.0, NOTHING_KNOWN)[1]]
-    assert again not in evicted
-    assert [waiting.take(1.0, NOTHING_KNOWN)[0] for _ in range(3)][2] == again
-
-
-def test_who_may_use_one_engine_only_goes_back_to_it_after_it_failed() -> None:
-    """Found by the soak: it waited for ever."""
-    estimate = Estimate((takes("gpu", 0.0), takes("cpu", 0.0)), slots=2)
-    waiting = queue()
-    waiting.offer(HIGH, 9.0, 0.0, estimate, engine="cpu")
-    taken, _ = waiting.take(0.0, estimate, "cpu")
-    assert taken is not None
-    again = waiting.resume(taken, float("inf"), Work(), 1.0, avoids="cpu")
-    assert waiting.take(1.0, estimate, "gpu") == (None, [])
-    assert waiting.take(1.0, estimate, "cpu") == (again, [])
 
 
 def test_a_million_queued_cancels_cost_a_constant_time_each_and_leave_nothing() -> None:

@@ -1,27 +1,22 @@
 """Admission beside the same rules written a second time (`reference_admission.py`): no difference, step by step.
 
 Hypothesis chooses the steps, and shrinks what it finds; the random walk takes many more of them in the same time. Each
-seeded mutant of the product must be noticed by the walk. `make soak` lets Hypothesis take 100 000 steps too.
+seeded mutant of the product must be noticed by the walk (`test_admission_mutants.py`). `make soak` lets Hypothesis take 100 000 steps too.
 """
 
 import os
-import random
-import sys
-import types
-from pathlib import Path
 from typing import Any
 
 import pytest
+from admission_walk import ENGINES, told, walk
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from reference_admission import ReferenceQueue
 
-from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority, Refused, Ticket
+from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Priority, Ticket
 from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import Times, Work
-
-ENGINES = ("primary", "standby")
 
 
 def candidate(engine: str, times: tuple[Times, Times]) -> Candidate:
@@ -60,10 +55,6 @@ SETTINGS = st.builds(
     st.integers(1, 4),
     st.integers(0, 2),
 )
-
-
-def told(refused: list[Refused]) -> list[tuple[int, str, float]]:
-    return [(one.ticket.number, one.reason, one.retry_after_s) for one in refused]
 
 
 class SideBySide(RuleBasedStateMachine):
@@ -186,97 +177,6 @@ TestSideBySide.settings = settings(
 
 # --- the random walk ---
 
-ALL_TIMES = [Times(), Times(((8, 0.05), (64, 0.3)), 0.01), Times(((1, 0.2),), 0.1), Times(((64, 1.75),))]
-
-
-def random_settings(rng: random.Random) -> AdmissionSettings:
-    least, bound = rng.randint(1, 4), rng.choice([4, 6, 8, 30])
-    return AdmissionSettings(
-        bound=bound,
-        bound_least=least,
-        bound_most=bound + rng.randint(0, 4),
-        bound_budget_s=4.0,
-        critical_reserve=rng.randint(0, 2),
-        low_turn=rng.randint(1, 4),
-        lifo_per_slot=rng.randint(0, 2),
-        saturated_rejections=rng.randint(2, 5),
-        deadlines_s=(1.0, 1.5, 2.0, 4.0),
-    )
-
-
-def random_estimate(rng: random.Random) -> Estimate:
-    engines = ENGINES[: rng.choice([0, 1, 2, 2])]
-    candidates = tuple(Candidate(engine, rng.choice(ALL_TIMES), rng.choice(ALL_TIMES)) for engine in engines)
-    idle = () if rng.random() < 0.8 else engines[-1:]
-    return Estimate(candidates, rng.choice([0.0, 0.1, 2.0]), rng.choice([0.0, 0.5, 1.0, 3.0]), rng.randint(1, 2), idle)
-
-
-def walk(queue_class: Any, *, steps: int, seed: int) -> None:
-    """Raises AssertionError at the first difference. A new queue every 200 steps."""
-    rng = random.Random(seed)
-    for done in range(0, steps, 200):
-        _walk(queue_class, rng, min(200, steps - done))
-
-
-_STEPS = (
-    ["offer", "take", "resume", "cancel", "expire", "strand", "look", "wait"],
-    [9, 5, 1, 1, 1, 0.5, 3, 3],
-)
-
-
-def _walk(queue_class: Any, rng: random.Random, steps: int) -> None:
-    settings = random_settings(rng)
-    queue, reference, now_s = queue_class(settings), ReferenceQueue(settings), 1000.0
-    seen: list[Ticket] = []
-    estimate = random_estimate(rng)
-    for _ in range(steps):
-        if rng.random() < 0.3:
-            estimate = random_estimate(rng)
-        match rng.choices(*_STEPS)[0]:
-            case "offer":
-                priority, work = (
-                    Priority(rng.choice([0, 1, 1, 2, 2, 3, 3])),
-                    Work(rng.choice([1, 9, 100]), rng.choice([0, 3, 30]), rng.random() < 0.2),
-                )
-                deadline_s = rng.choice([None, now_s - 1.0, now_s + 0.5, now_s + 3.0, now_s + 9.0])
-                engine = rng.choice([None, None, None, *ENGINES])
-                ticket, refused = queue.offer(priority, deadline_s, now_s, estimate, work=work, engine=engine)
-                assert told(refused) == reference.offer(priority, deadline_s, now_s, estimate, work, engine)
-                seen.append(ticket)
-            case "take":
-                engine = rng.choice([None, *ENGINES])
-                taken, refused = queue.take(now_s, estimate, engine)
-                assert (taken and taken.number, told(refused)) == reference.take(now_s, estimate, engine)
-            case "resume" if seen:
-                before, work, avoids = (
-                    rng.choice(seen),
-                    Work(rng.choice([1, 9]), rng.choice([0, 9]), rng.random() < 0.3),
-                    rng.choice(["", *ENGINES]),
-                )
-                deadline_s, is_urgent = now_s + rng.choice([0.5, float("inf")]), rng.random() < 0.5
-                again = queue.resume(before, deadline_s, work, now_s, avoids=avoids, is_urgent=is_urgent)
-                number = reference.resume(before.priority, deadline_s, now_s, work, before.engine, avoids, is_urgent)
-                assert again.number == number
-                seen.append(again)
-            case "cancel" if seen:
-                ticket = rng.choice(seen[-12:])
-                assert queue.cancel(ticket) == reference.drop(ticket.number)
-            case "expire" if seen:
-                ticket = rng.choice(seen[-12:])
-                one = queue.expire(ticket, now_s, estimate)
-                assert (told([one])[0] if one else None) == reference.expire(ticket.number, now_s, estimate)
-            case "strand":
-                lost = queue.take_stranded(estimate)
-                assert (lost and lost.number) == reference.stranded(estimate)
-            case "look":
-                queue.look(now_s, estimate)
-                reference.look(now_s, estimate)
-            case "wait":
-                now_s += rng.choice([1 / 64, 7 / 64, 0.25, 1.0, 3.0, 10.0])
-        assert queue.level(now_s) == reference.level(now_s)
-        assert queue.depths() == {p: sum(w.priority == p for w in reference.waiting) for p in Priority}
-        assert [ticket.number for ticket in queue.urgent()] == reference.urgent()
-
 
 def test_two_thousand_random_steps_show_no_difference() -> None:
     walk(AdmissionQueue, steps=2_000, seed=1)
@@ -285,131 +185,3 @@ def test_two_thousand_random_steps_show_no_difference() -> None:
 @pytest.mark.real
 def test_a_hundred_thousand_random_steps_show_no_difference() -> None:
     walk(AdmissionQueue, steps=100_000, seed=2)
-
-
-MUTANTS = {
-    "the deadline is not asked for at the start": (
-        "            if _is_in_time(ticket, now_s, estimate):",
-        "            if True:",
-    ),
-    "in time means before the deadline": (
-        "return now_s + estimate.needed_s(ticket) <= ticket.deadline_s",
-        "return now_s <= ticket.deadline_s",
-    ),
-    "evicts the newest": (
-        "oldest = next(iter(self._fresh[lowest].values()))",
-        "oldest = next(reversed(self._fresh[lowest].values()))",
-    ),
-    "evicts its own class": ("if lowest <= newcomer.priority:", "if lowest < newcomer.priority:"),
-    "no reserve for CRITICAL": (
-        "self._settings.critical_reserve if newcomer.priority is Priority.CRITICAL else 0",
-        "0",
-    ),
-    "one place too many": (
-        "        if self._fresh_count < bound:\n            return []",
-        "        if self._fresh_count <= bound:\n            return []",
-    ),
-    "the bound does not follow the service time": (
-        "bound = self._settings.bound_for(estimate.service_p95_s, estimate.slots)",
-        "bound = self._settings.bound",
-    ),
-    "the lowest class never has a turn": ("self._starts_since_low >= self._settings.low_turn - 1", "False"),
-    "the lowest class has its turn before CRITICAL": ("and not self._waits(Priority.CRITICAL):", "and True:"),
-    "the turn comes one too late": (">= self._settings.low_turn - 1", ">= self._settings.low_turn"),
-    "never the newest first": ("is_lifo = is_crowd and", "is_lifo = False and"),
-    "the newest first without a crowd": ("is_crowd = len(fresh) >", "is_crowd = len(fresh) > 0 or len(fresh) >"),
-    "SATURATED sheds HIGH too": (
-        "level is Level.SATURATED and priority >= Priority.NORMAL",
-        "level is Level.SATURATED and priority >= Priority.HIGH",
-    ),
-    "SATURATED for ever": ("now_s - rejected_at_s[0] < self._window_s", "True"),
-    "a guess refuses": ("            ticket = replace(ticket, work=work.proven())", "            pass"),
-    "a guess refuses who was begun": ("self._next_number, work.proven()", "self._next_number, work"),
-    "shedding counts as rejection": (
-        'return [self._refuse(newcomer, "saturated" if is_shed else "pressured", estimate)]',
-        'return [self._reject(newcomer, "saturated" if is_shed else "pressured", now_s, estimate)]',
-    ),
-    "PRESSURED at once": ("now_s - self._slow_since_s >= self._after_s", "True"),
-    "PRESSURED without end": ("self._is_slow = bool(shares) and", "self._is_slow = self._is_slow or bool(shares) and"),
-    "a deadline of the client's own choice saturates": (
-        "if deadline_s - now_s >= self._settings.deadlines_s[priority]:",
-        "if True:",
-    ),
-    "an engine that is too slow for everybody saturates nothing": (
-        "if deadline_s - now_s >= self._settings.deadlines_s[priority]:",
-        "if False:",
-    ),
-    "an empty queue sheds": ("        if not len(self):\n            return False\n", ""),
-    "a begun request can be evicted": (
-        "line = self._urgent if is_urgent else self._resumed",
-        "line = self._urgent if is_urgent else self._fresh",
-    ),
-    "a begun request goes last": (
-        "for line in (urgent, resumed, reversed(fresh) if is_lifo else fresh):",
-        "for line in (urgent, reversed(fresh) if is_lifo else fresh, resumed):",
-    ),
-    "a slow reader is as urgent as one who lost its engine": (
-        "line = self._urgent if is_urgent else self._resumed",
-        "line = self._urgent",
-    ),
-    "interrupts for one who would not go next": (
-        "if not self._resumed[Priority.HIGH] and not self._fresh[Priority.HIGH]:",
-        "if True:",
-    ),
-    "a cancelled ghost stays counted": (
-        "        self._fresh_count -= line is self._fresh[ticket.priority]\n",
-        "",
-    ),
-    "a request goes back to the engine that lost it": ("not (has_others and self.avoids == engine)", "True"),
-    "a slow engine gets what it cannot do": (
-        "if is_late_anywhere or now_s + estimate.needed_s(ticket, engine) <= ticket.deadline_s:",
-        "if True:",
-    ),
-    "whoever is too much for a slow engine is in the way of the others": (
-        "is_late_anywhere or now_s",
-        "ticket is not None or now_s",
-    ),
-    "a slow engine looks at one of each class": ("LOOKED_AT = 8", "LOOKED_AT = 1"),
-    "an idle engine does not help": (
-        "refused = [] if self._may_begin(ticket, now_s, estimate) else self",
-        "refused = self",
-    ),
-    "an idle engine takes what it cannot do": (
-        "and now_s + estimate.needed_s(newcomer, engine) <= newcomer.deadline_s",
-        "and True",
-    ),
-    "an idle engine takes who may not use it": ("newcomer.engine in {None, engine} and", ""),
-    "nobody is stranded": ("if not self._named_count:", "if True:"),
-}
-
-
-def mutant(old: str, new: str) -> Any:
-    """The queue of the product with one piece of its source exchanged."""
-    sources = {name: Path(str(sys.modules[f"{_PACKAGE}.{name}"].__file__)).read_text() for name in _MUTATED}
-    places = sum(source.count(old) for source in sources.values())
-    assert places == 1, f"{old!r} is there {places} times"
-    modules = {name: types.ModuleType(f"mutant_of_{name}") for name in _MUTATED}
-    sys.modules |= {module.__name__: module for module in modules.values()}
-    try:
-        for name, source in sources.items():
-            changed = source.replace(old, new)
-            for other in _MUTATED:
-                changed = changed.replace(f"from {_PACKAGE}.{other} import", f"from mutant_of_{other} import")
-            exec(compile(changed, modules[name].__name__, "exec"), modules[name].__dict__)
-    finally:
-        for module in modules.values():
-            del sys.modules[module.__name__]
-    modules["admission"].__dict__["Priority"] = Priority
-    return modules["admission"].__dict__["AdmissionQueue"]
-
-
-_PACKAGE = "kensho.resilience"
-_MUTATED = ("pressure", "admission")  # in the order in which they import each other
-
-
-@pytest.mark.real
-@pytest.mark.parametrize(("old", "new"), MUTANTS.values(), ids=MUTANTS)
-def test_the_walk_catches_the_mutant(old: str, new: str) -> None:
-    changed = mutant(old, new)
-    with pytest.raises((AssertionError, KeyError, TypeError, StopIteration)):
-        walk(changed, steps=40_000, seed=3)

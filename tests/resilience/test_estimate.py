@@ -14,6 +14,15 @@ def test_times_forget_so_that_one_slow_answer_cannot_refuse_everything_for_ever(
     assert (times.p95(61.0), times.mean(61.0)) == (0.0, 0.0)
 
 
+def test_of_forgotten_times_nothing_stays_in_the_mean() -> None:
+    times = RecentTimes()
+    for value in (0.1, 0.2, 0.3):
+        times.add(value, 0.0)
+    assert times.mean(100.0) == 0.0
+    times.add(0.0, 100.0)
+    assert times.mean(100.0) == 0.0
+
+
 def test_of_few_times_the_median_counts_so_that_one_long_prompt_does_not() -> None:
     times = RecentTimes()
     for value in (0.1, 0.1, 9.0):
@@ -56,6 +65,13 @@ def test_a_size_that_was_not_measured_takes_no_less_than_a_smaller_one_and_no_mo
     assert (Times().needed_s(ONE), Times(step_s=0.5).needed_s(ONE)) == (0.0, 0.0)
 
 
+def test_a_size_that_was_forgotten_is_one_that_was_not_measured() -> None:
+    seen = EngineTimes()
+    seen.prefilled(16, 0.8, 0.0)
+    seen.prefilled(4, 0.1, 61.0)
+    assert seen.times(61.0).needed_s(Work(16)) == 0.1
+
+
 def test_half_of_the_times_are_no_longer_than_their_median_and_nearly_all_than_their_95th_percentile() -> None:
     seen = EngineTimes()
     for tenth in range(1, 31):
@@ -84,6 +100,8 @@ def test_sizes_are_bounded_whatever_the_prompt() -> None:
 
 def test_a_prefill_that_was_stopped_at_its_deadline_is_learnt_and_one_that_was_stopped_early_is_not() -> None:
     seen = EngineTimes()
+    for _ in range(3):
+        seen.stopped(100, 0.0, 0.0)
     seen.stopped(100, 2.0, 0.0)
     learnt = seen.times(1.0)
     assert learnt.needed_s(Work(100)) == pytest.approx(2.1)  # another one with two seconds is not begun
