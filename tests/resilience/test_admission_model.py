@@ -1,7 +1,8 @@
 """Admission beside the same rules written a second time (`reference_admission.py`): no difference, step by step.
 
 Hypothesis chooses the steps, and shrinks what it finds; the random walk takes many more of them in the same time. Each
-seeded mutant of the product must be noticed by the walk (`test_admission_mutants.py`). `make soak` lets Hypothesis take 100 000 steps too.
+seeded mutant of the product must be noticed by the walk (`test_admission_mutants.py`). `make soak` lets Hypothesis take
+100 000 steps too.
 """
 
 import os
