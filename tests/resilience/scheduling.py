@@ -7,6 +7,7 @@ from typing import Any
 
 from kensho.base.events import CircuitChanged, Event
 from kensho.base.inference import Sampling
+from kensho.resilience.checkups import CheckupSettings
 from kensho.resilience.circuit import BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
@@ -85,6 +86,7 @@ def in_world(
 
     clock = VirtualClock()
     settings.setdefault("breaker", BreakerSettings(ramp_s=0.0))
+    settings.setdefault("checkups", CheckupSettings(every_s=0.0))
     world = World(clock, SchedulerSettings(**settings), canary or Canary([9], CANARY_IDS), engines, surroundings)
     run_virtual(main(), clock=clock)
     return world

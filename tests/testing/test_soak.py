@@ -24,8 +24,15 @@ def test_two_hours_of_faults_leave_nothing_behind_and_one_outcome_for_each_reque
 
 
 def test_the_soak_notices_an_engine_that_answers_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = ScriptedEngine.generate
+
     async def lie(self, prompt_ids, accepted_ids, sampling):  # type: ignore[no-untyped-def]
-        yield 1000
+        """To all but the canary, which would find it."""
+        if tuple(prompt_ids) == (9,):
+            async for token in generate(self, prompt_ids, accepted_ids, sampling):
+                yield token
+        else:
+            yield 1000
 
     monkeypatch.setattr(ScriptedEngine, "generate", lie)
     report = soak(hours=0.01, rng=random.Random(5).random)

@@ -103,7 +103,7 @@ class EngineUse(ABC):
                 if fault is None:
                     guard.cancelled(permit)
                     raise
-                guard.failed(permit, classify(fault) or FailureClass.UNKNOWN)
+                guard.failed(permit, self._kind_of(fault))
                 raise EngineLost(guard.name, fault, watch.since_s, was_working=is_working) from error
             finally:
                 watch.close()
@@ -116,6 +116,9 @@ class EngineUse(ABC):
         self._may_cancel = True
         if self._is_left:
             raise asyncio.CancelledError
+
+    def _kind_of(self, fault: EngineError) -> FailureClass:
+        return classify(fault) or FailureClass.UNKNOWN
 
     def _expect_first(self, ids: int) -> None:
         """The wait for what comes after a prefill of so many ids begins."""

@@ -28,9 +28,9 @@ from kensho.resilience.admission import Candidate, Priority
 from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.budget import Budget
 from kensho.resilience.canary import OffersLogits
+from kensho.resilience.checkups import Checkups, CheckupSettings
 from kensho.resilience.circuit import BreakerSettings, Mode
 from kensho.resilience.circuit_status import CircuitStatus
-from kensho.resilience.engine_use import EngineUse
 from kensho.resilience.estimate import EngineTimes
 from kensho.resilience.failover import FailoverSettings, StreamProgress, StreamRecord
 from kensho.resilience.guard import Canary, Guard, hurry
@@ -38,7 +38,7 @@ from kensho.resilience.intake import Intake
 from kensho.resilience.outlet import Outlet
 from kensho.resilience.pressure import Level
 from kensho.resilience.request import Floor, Outcome, Request
-from kensho.resilience.starter import Lesson, Starter
+from kensho.resilience.starter import Starter
 from kensho.resilience.stream_life import Answer, StreamLife
 from kensho.resilience.surroundings import UNKNOWN, Surroundings
 from kensho.resilience.whole_call import WholeCall
@@ -56,6 +56,7 @@ class SchedulerSettings(Struct):
     breaker: BreakerSettings = field(factory=BreakerSettings)
     admission: AdmissionSettings = field(factory=AdmissionSettings)
     failover: FailoverSettings = field(factory=FailoverSettings)
+    checkups: CheckupSettings = field(factory=CheckupSettings)
     unread_tokens: int = 256
     """So many may wait for their reader; then its stream is stopped at a token, until they were read."""
 
@@ -95,7 +96,6 @@ class Scheduler:
         self._model = model
         self._version = version
         self._tier_of = tier_of
-        self._canary = canary
         self._settings = settings
         self._clock = clock
         self._emit = emit
@@ -140,9 +140,19 @@ class Scheduler:
             pump=self._pump,
             times=self._times,
         )
+        self._checkups = Checkups(
+            self._guards,
+            canary,
+            model=model,
+            within_s=settings.breaker.canary_timeout_s,
+            settings=settings.checkups,
+            failover=settings.failover,
+            clock=clock,
+            emit=emit,
+            pump=self._pump,
+        )
         self._requests: set[asyncio.Task[None]] = set()
         self._preparing: asyncio.Task[None] | None = None
-        self._is_learning = False
         self._look_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -210,6 +220,7 @@ class Scheduler:
                 raise ConfigError(f"engine {asked.name!r} cannot give logits", advice="ask it for tokens")
             return await asked.logits(prompt_ids)
 
+        self._checkups.make_way()
         self._pump()
         return await WholeCall(request, self._floor, ask).answer()
 
@@ -277,6 +288,7 @@ class Scheduler:
             raise ConfigError(f"there is no engine {engine!r}", advice=f"the engines are: {', '.join(self._guards)}")
 
     async def _serve(self, request: Request, progress: StreamProgress) -> AsyncGenerator[int, None]:
+        self._checkups.make_way()
         self._pump()
         life = StreamLife(request, progress, Outlet(self._settings.unread_tokens), self._floor)
         task = asyncio.create_task(life.run())
@@ -304,26 +316,11 @@ class Scheduler:
         self._intake.pump()
 
     def _look(self) -> None:
-        """Now and then: an engine that died while nobody asks is mended before somebody does, and an unknown canary
-        is learned in a quiet moment, from the standby if it is up, since users have no wish of it."""
+        """Now and then: an engine that died while nobody asks is mended before somebody does, and one that seems
+        healthy is checked."""
         self._pump()
-        if not self._canary.is_known and self._intake.running == 0 and not self._is_learning:
-            up = [guard for guard in self._guards.values() if guard.engine.is_alive and not guard.lane.locked()]
-            if up and up[-1].admits:
-                self._is_learning = True
-                Lesson(
-                    up[-1],
-                    self._canary,
-                    self._settings.breaker.canary_timeout_s,
-                    settings=self._settings.failover,
-                    clock=self._clock,
-                    on_end=self._lesson_ended,
-                )
+        self._checkups.look(is_busy=self._intake.running > 0 or any(self._intake.waiting().values()))
         self._look_timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
-
-    def _lesson_ended(self, _: EngineUse) -> None:
-        self._is_learning = False
-        self._pump()
 
     def _tell_finished(self, request: Request, outcome: Outcome, record: StreamRecord) -> None:
         self._emit(

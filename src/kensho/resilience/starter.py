@@ -1,17 +1,14 @@
 """Brings a model's engines up: the first that can, the others behind it, one that was asked for by name.
 
-A failed start is its circuit's to mend. In a quiet moment a canary that nobody knows yet is learned.
+A failed start is its circuit's to mend.
 """
 
 import asyncio
 from collections.abc import Mapping
 
-from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import EngineError, KenshoError
-from kensho.resilience.canary import Canary
 from kensho.resilience.classify import FailureClass
-from kensho.resilience.engine_use import EngineUse, OnEnd
-from kensho.resilience.failover import FailoverSettings, nobody_left
+from kensho.resilience.failover import nobody_left
 from kensho.resilience.guard import Guard
 
 
@@ -94,26 +91,3 @@ class Starter:
                 raise
             else:
                 guard.cancelled(permit)  # a load is no verdict
-
-
-class Lesson(EngineUse):
-    """The canary learns its right answer from an engine that nobody doubts."""
-
-    def __init__(
-        self,
-        guard: Guard,
-        canary: Canary,
-        within_s: Seconds,
-        *,
-        settings: FailoverSettings,
-        clock: Clock,
-        on_end: OnEnd,
-    ) -> None:
-        self._canary = canary
-        self._within_s = within_s
-        super().__init__(guard, settings=settings, clock=clock, on_end=on_end)
-
-    async def _work(self) -> bool:
-        self._watch.expect(self._within_s)
-        await self._canary.learn(self._guard.engine, self._clock.monotonic_s)
-        return True
