@@ -8,7 +8,10 @@ from serving_world import COMPILE_S, MIB, World
 from kensho.app import verifying
 from kensho.app.serving import LOOK_EVERY_S, Serving
 from kensho.app.tiers import HOST_BYTES, IDLE_CLOSE_S, RESERVE_BYTES
+from kensho.app.verifying import SUSPECT_EVERY_S
 from kensho.base.errors import NotEnoughMemory
+from kensho.base.events import CanaryFinished
+from kensho.base.structs import replace
 
 
 def test_the_fourth_model_closes_the_one_used_longest_ago_but_nobody_waits_for_that(world: World) -> None:
@@ -132,6 +135,30 @@ def test_a_graph_that_rots_while_it_is_loaded_ends_its_engines_at_once_and_is_ma
 
     world.run(scene)
     assert world.opener.invalidated == ["weights.bin of the compiled graph is damaged"]
+
+
+def test_a_graph_on_which_an_engine_computes_wrongly_is_hashed_at_once_and_not_all_the_time(world: World) -> None:
+    world.opener.compiled = {"m"}
+    failed = CanaryFinished(engine="standby", model="m", outcome="failed: other ids", failure="mismatch", seconds=0.1)
+
+    async def scene(serving: Serving) -> None:
+        await world.ask(serving)
+        for _ in range(10):
+            world.opener.emit(failed)
+            await asyncio.sleep(2 * LOOK_EVERY_S)
+        assert len(world.opener.verified) == 2
+        await asyncio.sleep(2 * SUSPECT_EVERY_S)
+        assert len(world.opener.verified) == 3, "the last doubt"
+        world.opener.emit(replace(failed, failure="hang"))
+        await asyncio.sleep(SUSPECT_EVERY_S)
+        assert len(world.opener.verified) == 3
+        world.opener.damaged = {"m"}
+        world.opener.emit(failed)
+        await asyncio.sleep(2 * LOOK_EVERY_S)
+        assert serving.loaded() == []
+
+    world.run(scene)
+    assert len(world.opener.invalidated) == 1
 
 
 @pytest.mark.usefixtures("often")

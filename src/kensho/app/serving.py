@@ -21,7 +21,7 @@ from kensho.app.verifying import Verifying
 from kensho.app.warmup import BEFORE_IDLE_S, Room
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import EngineError, KenshoError, NotEnoughMemory, NotInstalled
-from kensho.base.events import Emit, Event, RequestFinished, TierChanged, TierKept, VersionChanged
+from kensho.base.events import CanaryFinished, Emit, Event, RequestFinished, TierChanged, TierKept, VersionChanged
 from kensho.delivery.leases import lease_version
 from kensho.delivery.store import InstalledModel
 from kensho.runtime.cache.loaded_graph import LoadedGraph
@@ -33,6 +33,8 @@ DRAIN_S: Seconds = 2.0
 """So long requests may wait for those that run, where there is no room for two versions beside each other (guess)."""
 RETRY_S: Seconds = 300.0
 """After an upgrade that failed (guess); the graph cache has a longer memory for compiles that fail again and again."""
+_DOUBTS = frozenset({"mismatch", "wrong_numbers"})
+"""Failures of a canary that may be the graph's."""
 
 if TYPE_CHECKING:
     from kensho.app.successors import Shelf, Successors
@@ -350,11 +352,16 @@ class Serving:
             await self.pin(installed)
 
     def _hear(self, event: Event) -> None:
-        """What engines and circuits say passes through here: answered tokens are what a better tier is worth."""
+        """What engines and circuits say passes through here: answered tokens are what a better tier is worth, and a
+        canary that failed is a doubt about the graph."""
         if isinstance(event, RequestFinished):
             place = self._places.get(event.model)
             if place and place.installed.version == event.version:
                 place.tokens.append((self._clock.monotonic_s(), event.tokens))
+        elif isinstance(event, CanaryFinished) and event.failure in _DOUBTS:
+            place = self._places.get(event.model)
+            if place:
+                self._verifying.suspect(place)
         self._emit(event)
 
 

@@ -137,13 +137,19 @@ class Checkups:
             is_first = use.engine not in self._passed
             self._passed[use.engine] = (use.began_s, use.calls)
             if loss is not None or is_first:
-                outcome = f"failed: {loss.why.message}" if loss else "passed"
-                self._tell(use, outcome)
+                self._tell(use, f"failed: {loss.why.message}" if loss else "passed")
         self._pump()
 
     def _tell(self, check: "Check", outcome: str) -> None:
-        seconds = self._clock.monotonic_s() - check.began_s
-        self._emit(CanaryFinished(engine=check.engine, model=self._model, outcome=outcome, seconds=seconds))
+        self._emit(
+            CanaryFinished(
+                engine=check.engine,
+                model=self._model,
+                outcome=outcome,
+                failure=check.failure,
+                seconds=self._clock.monotonic_s() - check.began_s,
+            )
+        )
 
 
 class _Asking(EngineUse):
@@ -179,6 +185,8 @@ class Check(_Asking):
     """Of an engine that nobody doubts."""
 
     has_passed = False
+    failure = ""
+    """Its kind."""
     _verdict: Verdict | None = None
 
     async def _ask(self) -> None:
@@ -190,7 +198,9 @@ class Check(_Asking):
     def _kind_of(self, fault: EngineError) -> FailureClass:
         """Numbers that are wrong where the right ones are known leave no doubt, as they may in a request."""
         kind = self._verdict.failure if self._verdict else super()._kind_of(fault)
-        return FailureClass.MISMATCH if kind is FailureClass.WRONG_NUMBERS else kind
+        kind = FailureClass.MISMATCH if kind is FailureClass.WRONG_NUMBERS else kind
+        self.failure = str(kind)
+        return kind
 
 
 class Lesson(_Asking):

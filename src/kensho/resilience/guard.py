@@ -314,7 +314,10 @@ class Guard:
             outcome = f"failed: {_words(error)}"
         finally:
             seconds = self._clock.monotonic_s() - began_s
-            self._emit(CanaryFinished(engine=self.name, model=self._model, outcome=outcome, seconds=seconds))
+            failure = str(result.failure) if isinstance(result, CanaryFailed) else ""
+            self._emit(
+                CanaryFinished(engine=self.name, model=self._model, outcome=outcome, failure=failure, seconds=seconds)
+            )
             if not self._is_closed:
                 self._gate.send(result)
 

@@ -98,6 +98,8 @@ class CanaryFinished(Event, kw_only=True):
     engine: str
     model: str
     outcome: str
+    failure: str = ""
+    """Its kind, in a word (`resilience.failure_class`); empty: it passed, or was given up."""
     seconds: float
 
 
