@@ -4,7 +4,7 @@ import pytest
 from queueing import HIGH, LOW, NORMAL, NOTHING_KNOWN, fill, needs, queue
 
 from kensho.resilience.admission import Estimate
-from kensho.resilience.pressure import Level
+from kensho.resilience.pressure import Level, Pressure
 
 
 def test_five_rejections_in_ten_seconds_pause_unimportant_work_only() -> None:
@@ -89,3 +89,23 @@ def test_long_waits_pause_low_work_after_a_second() -> None:
     assert [one.reason for one in waiting.offer(LOW, 6.2, 3.2, NOTHING_KNOWN)[1]] == ["pressured"]
     assert waiting.offer(LOW, 9.2, 3.2, NOTHING_KNOWN)[1] == []
     assert waiting.offer(NORMAL, 6.2, 3.2, NOTHING_KNOWN)[1] == []
+
+
+def test_a_queue_is_slow_once_more_than_the_share_is_used_and_is_looked_at_every_tenth_of_a_second() -> None:
+    pressure = Pressure(rejections=5, window_s=10.0, share=0.5, after_s=1.0)
+    looks: list[float] = []
+
+    def look(now_s: float, used: float) -> Level:
+        def shares() -> list[float]:
+            looks.append(now_s)
+            return [used]
+
+        pressure.look(now_s, shares)
+        return pressure.level(now_s)
+
+    assert look(0.0, 0.5) is Level.NORMAL
+    assert look(0.0625, 0.75) is Level.NORMAL
+    assert look(0.1, 0.75) is Level.NORMAL
+    assert look(1.125, 0.75) is Level.PRESSURED
+    assert look(2.0, 0.5) is Level.NORMAL
+    assert looks == [0.0, 0.1, 1.125, 2.0]
