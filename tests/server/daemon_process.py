@@ -103,3 +103,6 @@ def running(store: Path, *options: str, open_files: tuple[int, int] | None = Non
     finally:
         if daemon.process.poll() is None:
             daemon.stop()
+        for pipe in (daemon.process.stdout, daemon.process.stderr):
+            if pipe:
+                pipe.close()

@@ -158,14 +158,15 @@ def test_leaving_a_stream_frees_the_engine(daemon: Daemon, client: openai.OpenAI
 
 
 def test_a_stream_survives_its_engine(daemon: Daemon, client: openai.OpenAI) -> None:
-    assert daemon.kensho("fault", "primary", "crash").returncode == 0
-    for _ in range(10):  # the standby answers while the primary is learnt about, and it meets no fault
+    for _ in range(10):  # the standby answers while the primary is learnt about, and then that meets the fault
+        assert daemon.kensho("fault", "primary", "crash").returncode == 0
         chunks = list(chat(client, stream=True))  # type: ignore[call-overload]
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == QUESTION.answer
         about = chunks[-1].model_extra["kensho"]
         if about["failovers"]:
             break
     assert (about["engine"], about["failovers"]) == ("standby", 1) and about["gap_ms"] > 0
+    assert daemon.kensho("fault", "primary", "clear").returncode == 0
 
 
 def test_health_says_how_it_stands(daemon: Daemon) -> None:
