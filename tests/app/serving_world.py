@@ -52,6 +52,8 @@ class Opener:
     """Models that no engine can start with, whatever graph is made for them."""
     off: set[str] = field(default_factory=set)
     """Models whose circuits let no engine be started."""
+    carried: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """(version, tier) that was followed by (version, tier)."""
     started: list[str] = field(default_factory=list)
     """The tier of each attempt."""
     invalidated: list[str] = field(default_factory=list)
@@ -114,6 +116,9 @@ class Opener:
             raise EngineError(f"{named(installed)} does not start")
         self.running.append(served)
         return served
+
+    def carry_over(self, before: ServedModel, after: ServedModel) -> None:
+        self.carried.append((before.graph.version, before.graph.tier, after.graph.version, after.graph.tier))
 
     async def end(self, served: ServedModel) -> None:
         await asyncio.sleep(0.01)

@@ -25,6 +25,7 @@ from kensho.delivery.disk import RealDisk
 from kensho.delivery.keys import keygen
 from kensho.delivery.store import Store
 from kensho.demo.stage import embedded_model, questions
+from kensho.resilience.circuit import Mode
 from kensho.runtime.cache.header import GRAPH_FILE, dump_header, read_header
 from kensho.settings import load_settings
 
@@ -156,6 +157,26 @@ def test_the_compiled_graph_takes_over_while_a_stream_goes_on_with_the_old_engin
     asyncio.run(ask())
     loaded = [(event.source, event.tier) for event in world.events if isinstance(event, GraphLoaded)]
     assert loaded == [("raw", "raw"), ("compile", "mapped")]
+
+
+def test_what_was_said_of_engines_by_name_holds_for_those_of_the_next_tier(
+    world: World, slow_compiler: dict[str, str]
+) -> None:
+    async def ask() -> None:
+        async with world.open(allow_faults=True, child_env=slow_compiler) as app:
+            has_changed = asyncio.Event()
+            app.listen(lambda event: has_changed.set() if isinstance(event, TierChanged) else None)
+            await world.ask(app)
+            app.arm_fault("demo", "primary", "slow", times=1000)
+            app.force_circuit("demo", "standby", Mode.FORCED_OPEN, for_s=3600.0)
+            await has_changed.wait()
+            (demo,) = app.loaded()
+            states = {engine.engine: engine.circuit["state"] for engine in demo.engines}
+            assert (demo.tier, states) == ("mapped", {"primary": "CLOSED", "standby": "FORCED_OPEN"})
+            armed = app._engine("demo", "primary").armed_fault
+            assert armed and armed[0] == "slow" and armed[1] > 900, "a canary may have met some"
+
+    asyncio.run(ask())
 
 
 def test_a_stream_of_requests_is_packed_and_given_back_with_the_same_words(

@@ -109,6 +109,17 @@ def test_the_level_falls_by_itself_and_both_changes_are_told() -> None:
     assert [(event.from_level, event.to_level) for event in told] == [("NORMAL", "SATURATED"), ("SATURATED", "NORMAL")]
 
 
+def test_what_was_announced_is_taken_back_by_closing() -> None:
+    async def use(desk: Desk) -> None:
+        await asyncio.gather(*[desk.work(0.1, Priority.HIGH) for _ in range(7)], return_exceptions=True)
+        assert desk.intake.level is Level.SATURATED
+        for _ in range(2):
+            desk.intake.close(EngineError("closed"))
+
+    told = [event for event in at_desk(use, bound=1).events if isinstance(event, AdmissionChanged)]
+    assert [event.name for event in told] == ["admission.saturated", "admission.relaxed"]
+
+
 def test_closing_answers_those_who_wait_and_those_who_come() -> None:
     async def use(desk: Desk) -> None:
         running = asyncio.create_task(desk.work(5.0))

@@ -10,6 +10,7 @@ from kensho.base.errors import EngineCrashed, PoisonRequest
 from kensho.base.events import Event, RequestFinished, RequestPoisoned
 from kensho.base.inference import Sampling
 from kensho.resilience.guard import Canary
+from kensho.resilience.request import Lasting
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.testing.clock import VirtualClock
 from kensho.testing.engine import ScriptedEngine, expected_ids
@@ -38,7 +39,7 @@ class Delicate(ScriptedEngine):
             yield token
 
 
-def in_world(use: Any, signal: str = "SIGSEGV") -> tuple[list[Event], int]:
+def in_world(use: Any, signal: str = "SIGSEGV", lasting: Lasting | None = None) -> tuple[list[Event], int]:
     async def main() -> None:
         async with Scheduler(
             *engines,
@@ -50,6 +51,7 @@ def in_world(use: Any, signal: str = "SIGSEGV") -> tuple[list[Event], int]:
             clock=clock,
             rng=lambda: 0.5,
             emit=events.append,
+            lasting=lasting,
         ) as scheduler:
             await asyncio.sleep(1.0)
             await use(scheduler)
@@ -90,6 +92,18 @@ def test_a_person_who_gives_a_circuit_back_lets_it_be_tried_again() -> None:
             await ask(scheduler, DEADLY_PROMPT)
 
     assert in_world(use)[1] == 4
+
+
+def test_the_verdict_goes_on_with_the_engines_that_follow() -> None:
+    async def use(scheduler: Scheduler) -> None:
+        with pytest.raises(PoisonRequest):
+            await ask(scheduler, DEADLY_PROMPT)
+
+    lasting = Lasting()
+    assert in_world(use, lasting=lasting)[1] == 2
+    events, deaths = in_world(use, lasting=lasting)
+    assert deaths == 0, "another tier of the same version, say"
+    assert [event.request for event in events if isinstance(event, RequestFinished)] == [2]
 
 
 def test_hosts_that_were_killed_by_others_are_not_blamed_on_it() -> None:

@@ -20,8 +20,9 @@ from kensho.base.ids import Digest
 from kensho.base.inference import Sampling
 from kensho.base.structs import Struct, replace
 from kensho.delivery.store import InstalledModel
-from kensho.resilience.circuit import BreakerSettings
+from kensho.resilience.circuit import FORCED, BreakerSettings
 from kensho.resilience.guard import Canary
+from kensho.resilience.request import Lasting
 from kensho.resilience.scheduler import Scheduler, SchedulerSettings
 from kensho.runtime.cache.graph_cache import GraphCache
 from kensho.runtime.cache.graph_entry import read_boot_id
@@ -79,6 +80,8 @@ class ModelOpener:
         self._supply = HostSupply(env=settings.child_env, emit=emit, first=first_host)
         self._hosts = EarlyHosts(self._supply)
         self._reading: set[asyncio.Task[int]] = set()
+        self._lasting: dict[tuple[str, str], Lasting] = {}
+        """By model and version: kept until the program ends, a few KB each."""
         self._is_closing = False
 
     async def find(self, installed: InstalledModel, tier: Tier) -> LoadedGraph | None:
@@ -160,6 +163,7 @@ class ModelOpener:
                 rng=_rng,
                 emit=self._emit,
                 surroundings=surroundings(self._circuits, installed.version, lambda name: _tier_of(graph, name)),
+                lasting=self._lasting.setdefault((installed.model, installed.version), Lasting()),
             )
             await scheduler.__aenter__()
             try:
@@ -172,6 +176,18 @@ class ModelOpener:
             loading.cancel()
             self._loader.release(graph)
             raise
+
+    def carry_over(self, before: ServedModel, after: ServedModel) -> None:
+        """What was said of engines by their names, faults and a person's word, holds for those that follow them. At
+        the moment in which they do."""
+        for old, new in zip(before.engines, after.engines, strict=True):
+            if old.armed_fault:
+                new.arm_fault(*old.armed_fault)
+        follow = after.scheduler.circuits()
+        for name, seen in before.scheduler.circuits().items():
+            said, known = (each.mode if each.mode in FORCED else None for each in (seen, follow[name]))
+            if said is not known or (said and seen.leaves_in_s is not None):
+                after.scheduler.force(name, said, seen.leaves_in_s if said else None)
 
     async def _prove(self, graph: LoadedGraph, engines: "tuple[LoadedEngine, ...]") -> None:
         """The first use in this boot of the machine: right bytes are not yet right answers, if the engine or the

@@ -248,6 +248,7 @@ class Serving:
             after = await self._open_instead(place, installed)
         else:
             self._places.follow(place, after)
+        self._opener.carry_over(place.loaded.served, after.loaded.served)
         after.is_pinned, after.tokens, after.used_at_s = place.is_pinned, place.tokens, place.used_at_s
         self._adjust(after)
         seconds = self._clock.monotonic_s() - began_s
@@ -326,6 +327,7 @@ class Serving:
             tier = before.served.graph.tier
             self._emit(TierKept(model=installed.model, version=installed.version, tier=tier, reason=error.message))
             return
+        self._opener.carry_over(before.served, served)
         place.loaded = Loaded(served)
         self._places.retire(before)
         self._emit(

@@ -185,7 +185,9 @@ class Intake:
         self._note_level(estimate)
 
     def close(self, error: KenshoError) -> None:
-        """Everyone who waits, and everyone who comes later, gets `error`. Idempotent."""
+        """Everyone who waits, and everyone who comes later, gets `error`; what was announced is taken back.
+        Idempotent."""
+        self._tell_level(Level.NORMAL)
         self._closed = error
         if self._level_timer:
             self._level_timer.cancel()
@@ -275,16 +277,19 @@ class Intake:
         if self._closed:
             return
         self._queue.look(self._clock.monotonic_s(), estimate)
-        before, level = self._level, self.level
-        self._level = level
+        level = self.level
+        self._tell_level(level)
+        if level is not Level.NORMAL and self._level_timer is None:
+            self._level_timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._look_again)
+
+    def _tell_level(self, level: Level) -> None:
+        before, self._level = self._level, level
         if level is not before:
             self._emit(
                 admission_changed(
                     model=self._model, from_level=before.value, to_level=level.value, next_step=_NEXT_STEPS[level]
                 )
             )
-        if level is not Level.NORMAL and self._level_timer is None:
-            self._level_timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._look_again)
 
     def _look_again(self) -> None:
         self._level_timer = None

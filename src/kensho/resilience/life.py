@@ -50,10 +50,10 @@ class Life(ABC):
         outcome: Outcome = "failed"
         floor.retries.earn()
         try:
-            floor.poison.check(*asked, floor.clock.monotonic_s())
+            floor.lasting.poison.check(*asked, floor.clock.monotonic_s())
             await self._answer()
             outcome, self._is_answered = "ok", True
-            floor.poison.clear(*asked)
+            floor.lasting.poison.clear(*asked)
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
@@ -178,7 +178,7 @@ class Life(ABC):
         if not lost.was_working or self._is_answered or self._missing <= 0:
             return
         floor, request = self._floor, self._request
-        deaths = floor.poison.blame(request.prompt_ids, request.sampling, lost.why, floor.clock.monotonic_s())
+        deaths = floor.lasting.poison.blame(request.prompt_ids, request.sampling, lost.why, floor.clock.monotonic_s())
         if deaths == DEADLY:
             floor.emit(RequestPoisoned(model=floor.model, prompt_tokens=len(request.prompt_ids), hosts=deaths))
 
@@ -191,7 +191,7 @@ class Life(ABC):
         when this request has killed its second host."""
         floor = self._floor
         if self._missing > 0:
-            floor.poison.check(self._request.prompt_ids, self._request.sampling, floor.clock.monotonic_s())
+            floor.lasting.poison.check(self._request.prompt_ids, self._request.sampling, floor.clock.monotonic_s())
         has_opened = not floor.guards[lost.engine].admits
         move = after_failure(
             missing=self._missing,

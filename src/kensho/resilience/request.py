@@ -36,6 +36,16 @@ class Request(Struct):
     """The only engine that may answer; None: any."""
 
 
+class Lasting(Struct, frozen=False, eq=False):
+    """What is the model's and not its engines': it goes on when others take their place."""
+
+    poison: PoisonList = field(factory=PoisonList)
+    lengths: AnswerLengths = field(factory=AnswerLengths)
+    """Of recent answers, in tokens."""
+    numbers: Iterator[int] = field(factory=lambda: count(1))
+    """Of the requests."""
+
+
 class Floor(Struct, frozen=False, eq=False):
     """What all requests to one model share."""
 
@@ -55,9 +65,6 @@ class Floor(Struct, frozen=False, eq=False):
     pump: Callable[[], None]
     """To be called when an engine may have become free."""
     times: Mapping[str, EngineTimes]
-    poison: PoisonList = field(factory=PoisonList)
-    lengths: AnswerLengths = field(factory=AnswerLengths)
+    lasting: Lasting
     unread: int = 0
     """Streams that were stopped because nobody reads them."""
-    numbers: Iterator[int] = field(factory=lambda: count(1))
-    """Of the requests."""

@@ -37,7 +37,7 @@ from kensho.resilience.guard import Canary, Guard, hurry
 from kensho.resilience.intake import Intake
 from kensho.resilience.outlet import Outlet
 from kensho.resilience.pressure import Level
-from kensho.resilience.request import Floor, Outcome, Request
+from kensho.resilience.request import Floor, Lasting, Outcome, Request
 from kensho.resilience.starter import Starter
 from kensho.resilience.stream_life import Answer, StreamLife
 from kensho.resilience.surroundings import UNKNOWN, Surroundings
@@ -90,9 +90,11 @@ class Scheduler:
         rng: Rng,
         emit: Emit,
         surroundings: Surroundings = UNKNOWN,
+        lasting: Lasting | None = None,
     ) -> None:
         """`tier_of` gives an engine's tier by its name, for the events. `clock` must be the event loop's time.
-        `surroundings`: what circuits are told of the machine, and their memory."""
+        `surroundings`: what circuits are told of the machine, and their memory. `lasting`: of the schedulers of this
+        version of the model before this one."""
         self._model = model
         self._version = version
         self._tier_of = tier_of
@@ -139,6 +141,7 @@ class Scheduler:
             bring_up=self._starter.bring_up,
             pump=self._pump,
             times=self._times,
+            lasting=lasting or Lasting(),
         )
         self._checkups = Checkups(
             self._guards,
@@ -191,7 +194,7 @@ class Scheduler:
         engine is left.
         """
         self._check_engine(engine)
-        now_s, number = self._clock.monotonic_s(), next(self._floor.numbers)
+        now_s, number = self._clock.monotonic_s(), next(self._floor.lasting.numbers)
         if deadline_s is None:
             deadline_s = now_s + self._settings.admission.deadlines_s[priority]
         progress = StreamProgress(now_s)
@@ -210,7 +213,7 @@ class Scheduler:
         another one if that fails. `deadline_s` is of the answer. Raises as `submit`, and ConfigError for engines that
         cannot say."""
         self._check_engine(engine)
-        now_s, number = self._clock.monotonic_s(), next(self._floor.numbers)
+        now_s, number = self._clock.monotonic_s(), next(self._floor.lasting.numbers)
         if deadline_s is None:
             deadline_s = now_s + self._settings.admission.deadlines_s[priority]
         request = Request(number, tuple(prompt_ids), _ONE_TOKEN, priority, deadline_s, engine=engine)
@@ -229,7 +232,7 @@ class Scheduler:
         if engine not in self._guards:
             raise ConfigError(f"there is no engine {engine!r}", advice="name one of the model's engines")
         if mode is None:
-            self._floor.poison.forget()
+            self._floor.lasting.poison.forget()
         self._guards[engine].force(mode, for_s)
 
     def circuits(self) -> dict[str, CircuitStatus]:

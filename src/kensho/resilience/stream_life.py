@@ -144,10 +144,10 @@ class StreamLife(Life):
         is_critical = self._request.priority is Priority.CRITICAL  # begun by the median (`admission.Candidate`)
         prompt, most, made = len(self._request.prompt_ids), self._request.sampling.max_tokens, len(self._accepted)
         now_s = self._floor.clock.monotonic_s()
-        return self._floor.lengths.work(prompt, most, made, now_s, by_median=is_critical)
+        return self._floor.lasting.lengths.work(prompt, most, made, now_s, by_median=is_critical)
 
     def _learn_length(self, end: KenshoError | None) -> None:
-        lengths, now_s = self._floor.lengths, self._floor.clock.monotonic_s()
+        lengths, now_s = self._floor.lasting.lengths, self._floor.clock.monotonic_s()
         most, made = self._request.sampling.max_tokens, len(self._accepted)
         if end is None:
             lengths.ended(most, made, now_s)

@@ -150,6 +150,11 @@ class InProcessEngine:
             advice="use isolation=process for rehearsals",
         )
 
+    @property
+    def armed_fault(self) -> tuple[FaultKind, int] | None:
+        """None: it takes none."""
+        return None
+
     def clear_faults(self) -> None:
         """There are none."""
 

@@ -239,6 +239,11 @@ class EngineHost:
             raise ConfigError(f"engine '{self._name}' does not allow faults", advice="start with --allow-faults")
         self._fault, self._fault_times = kind, times
 
+    @property
+    def armed_fault(self) -> tuple[FaultKind, int] | None:
+        """Which one so many coming requests will meet."""
+        return (self._fault, self._fault_times) if self._fault and self._fault_times > 0 else None
+
     def clear_faults(self) -> None:
         self._fault, self._fault_times = None, 0
 
