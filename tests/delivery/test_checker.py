@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kensho.base.errors import NotInstalled
-from kensho.base.events import CheckFinished, ChunkCorrupt
+from kensho.base.errors import NotInstalled, StorageError
+from kensho.base.events import CheckFinished, CheckNotKept, ChunkCorrupt
 from kensho.delivery.checker import Damage, VerifyReport, check_model, look, verify
 from kensho.delivery.installed import EXPIRY_S
 from kensho.testing.client import FIRST, Client, model_files
@@ -83,6 +83,19 @@ def test_damage_that_no_stat_shows_is_found_by_full_and_then_remembered(installe
     assert _verify(installed).damaged == ()
     assert len(_verify(installed, is_full=True).damaged) == 1
     assert len(_verify(installed).damaged) == 1
+
+
+def test_where_the_disk_takes_no_note_of_it_the_check_holds_all_the_same(installed: Client) -> None:
+    os.utime(_path(installed))  # what is known of it is in doubt
+    installed.store.state._db.execute("PRAGMA query_only=1")
+    for _ in range(2):
+        report = check_model(installed.store, "voice", clock=installed.clock, emit=installed.events.append)
+        assert (report.damaged, report.bytes_hashed > 0) == ((), True)
+    assert [event.kind for event in installed.of(CheckNotKept)] == ["load", "load"]
+    spoil(_path(installed), 50_000)
+    assert len(_verify(installed).damaged) == 1
+    with pytest.raises(StorageError):  # it would be forgotten, and believed the next time
+        _verify(installed, is_full=True)
 
 
 def _model_file(client: Client) -> Damage:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from kensho.base.clock import Clock, Seconds
 from kensho.base.errors import Damaged, StorageError, TrustError
-from kensho.base.events import CheckFinished, ChunkCorrupt, Emit
+from kensho.base.events import CheckFinished, CheckNotKept, ChunkCorrupt, Emit
 from kensho.base.ids import Digest
 from kensho.base.structs import Struct, field
 from kensho.delivery.disk import storage_errors
@@ -126,7 +126,12 @@ def _check(store: Store, releases: Iterable[Release], kind: CheckKind, *, clock:
     run = _Run(store, kind, clock.wall_s(), store.state.records())
     found = _examine(run, releases, emit)
     if not store.is_read_only:
-        store.state.finish_check(kind, good=run.good, bad=run.bad, damaged=len(found.damaged), now=run.now)
+        try:
+            store.state.finish_check(kind, good=run.good, bad=run.bad, damaged=len(found.damaged), now=run.now)
+        except StorageError as error:  # a full disk, say, is no reason not to answer from what is whole
+            if kind == "full" and run.bad:
+                raise  # or what nothing but this check can find would be believed tomorrow
+            emit(CheckNotKept(kind=kind, reason=error.message))
     seconds = clock.monotonic_s() - start_s
     emit(
         CheckFinished(

@@ -10,6 +10,7 @@ from kensho.base.events.app import (
 )
 from kensho.base.events.delivery import (
     CheckFinished,
+    CheckNotKept,
     ChunkCorrupt,
     ChunkRejected,
     ChunkRepaired,
@@ -78,6 +79,7 @@ __all__ = [
     "AdmissionSaturated",
     "CanaryFinished",
     "CheckFinished",
+    "CheckNotKept",
     "ChunkCorrupt",
     "ChunkRejected",
     "ChunkRepaired",

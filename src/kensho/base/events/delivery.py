@@ -184,6 +184,17 @@ class RolledBack(Event, kw_only=True):
     to_version: str
 
 
+class CheckNotKept(Event, kw_only=True):
+    """The disk takes no note of what was checked; that holds all the same."""
+
+    name: ClassVar[str] = "delivery.check.not_kept"
+    service: ClassVar[Service] = "delivery"
+    level: ClassVar[Level] = "warning"
+    text: ClassVar[str] = "what was just checked is checked again next time: {reason}"
+    kind: str
+    reason: str
+
+
 class CheckFinished(Event, kw_only=True):
     name: ClassVar[str] = "delivery.check.finished"
     service: ClassVar[Service] = "delivery"
