@@ -211,8 +211,10 @@ class ReferenceQueue:
             line = [w for w in self.waiting if w.priority == priority]
             fresh = [w for w in line if w.line == 2]
             is_crowd = len(fresh) > self.settings.lifo_per_slot * max(1, estimate.slots)
-            if is_crowd and now_s - fresh[0].arrived_s > self.settings.lifo_after_s:
-                fresh.reverse()
+            if is_crowd:
+                has_left = fresh[0].deadline_s - now_s - needed_s(fresh[0], estimate)
+                if 2 * self.drain_s(fresh[0], estimate) > has_left:
+                    fresh.reverse()
             order = [w for w in line if w.line == 0] + [w for w in line if w.line == 1] + fresh
             if engine is not None:
                 has_others = len(estimate.candidates) > 1

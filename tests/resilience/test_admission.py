@@ -149,12 +149,13 @@ def test_the_turn_of_the_lowest_class_waits_for_critical_ones() -> None:
     assert order == [CRITICAL] * 15 + [LOW] * 2
 
 
-def test_inside_a_class_the_newest_goes_first_once_the_oldest_waited_too_long() -> None:
-    waiting = queue(lifo_after_s=0.1)
-    first, second, third = (waiting.offer(NORMAL, 9.0, at, NOTHING_KNOWN)[0] for at in (0.0, 0.01, 0.02))
-    assert waiting.take(0.1, NOTHING_KNOWN)[0] == first
-    assert waiting.take(0.2, NOTHING_KNOWN)[0] == third
-    assert waiting.take(0.2, NOTHING_KNOWN)[0] == second
+def test_inside_a_class_the_newest_goes_first_once_the_oldest_would_wait_too_long() -> None:
+    waiting, estimate = queue(), Estimate(service_s=0.5)
+    first, second, third, fourth = (waiting.offer(NORMAL, 9.0, at, estimate)[0] for at in (0.0, 0.01, 0.02, 0.03))
+    assert waiting.take(4.0, estimate)[0] == first  # five times half a second: half of the five that it has left
+    assert waiting.take(5.1, estimate)[0] == fourth  # four times half a second, of 3.9
+    assert waiting.take(5.1, estimate)[0] == second
+    assert waiting.take(7.0, estimate)[0] == third
 
 
 def test_a_refusal_explains_itself() -> None:

@@ -21,7 +21,7 @@ def test_a_request_that_no_engine_can_do_in_time_here_is_left_to_the_quicker_one
 @pytest.mark.parametrize(("ahead", "is_found"), [(1, True), (7, True), (8, False)])
 def test_those_who_are_too_much_for_a_slow_engine_are_not_in_the_way_of_their_class(ahead: int, is_found: bool) -> None:
     """As many of them as are looked at."""
-    waiting = queue(lifo_after_s=100.0)
+    waiting = queue(lifo_per_slot=100)
     estimate = Estimate((takes("gpu", 0.1), takes("cpu", 5.0)), slots=2)
     for _ in range(ahead):
         waiting.offer(NORMAL, 1.0, 0.0, estimate)

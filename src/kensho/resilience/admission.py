@@ -6,12 +6,12 @@ time. (2) When it is full, a newcomer takes the place of the oldest request of t
 request is started only if it can be in time: now + needed <= deadline, where what it needs is a p95, not a mean, and
 for CRITICAL the median; if not, it is refused at once. (4) The highest class goes first; every tenth start goes to the
 lowest waiting class, unless a CRITICAL request waits: LOW starts after at most `low_turn` others for each LOW request
-before it. (5) Inside a class the oldest goes first, until it has waited too long and has a crowd behind it: then the
-newest, who can still be served in time (adaptive LIFO). (6) Five rejections in ten seconds are called SATURATED: NORMAL
-and LOW newcomers are refused if the queue will not have drained within half of the time that they may wait. That is
-announced, and no circuit is opened. Every refusal counts but those of this rule, whose retries would prolong it, and
-those at the door of whoever allows less time than its class has by default. (7) A request that was begun and had to
-stop (`resume`) goes before the others of its class, and is never evicted.
+before it. (5) Inside a class the oldest goes first, unless it has a crowd behind it that will not have drained within
+half of the time that it has left: then the newest, who can still be served in time (adaptive LIFO). (6) Five rejections
+in ten seconds are called SATURATED: NORMAL and LOW newcomers are refused if the queue will not have drained within half
+of the time that they may wait. That is announced, and no circuit is opened. Every refusal counts but those of this
+rule, whose retries would prolong it, and those at the door of whoever allows less time than its class has by default.
+(7) A request that was begun and had to stop (`resume`) goes before the others of its class, and is never evicted.
 
 Every method is O(1), except where a rule looks at the whole queue (at most `bound_most` + reserve requests): when it is
 full, and for the level, ten times a second; and `take` of an engine that is too slow for those who would go next, who
@@ -292,7 +292,7 @@ class AdmissionQueue:
         level, priority = self.level(now_s), newcomer.priority
         is_shed = level is Level.SATURATED and priority >= Priority.NORMAL
         is_paused = is_shed or (level is Level.PRESSURED and priority is Priority.LOW)
-        if is_paused and self._waits_long(newcomer, estimate):
+        if is_paused and self._waits_long(newcomer, now_s, estimate):
             return [self._refuse(newcomer, "saturated" if is_shed else "pressured", estimate)]
         return self._make_room(newcomer, now_s, estimate)
 
@@ -334,7 +334,7 @@ class AdmissionQueue:
         """Those of a class who may use the engine, in the order in which they go."""
         urgent, resumed, fresh = (line.values() for line in self._lines(priority))
         is_crowd = len(fresh) > self._settings.lifo_per_slot * max(1, estimate.slots)
-        is_lifo = is_crowd and now_s - next(iter(fresh)).arrived_s > self._settings.lifo_after_s
+        is_lifo = is_crowd and self._waits_long(next(iter(fresh)), now_s, estimate)
         for line in (urgent, resumed, reversed(fresh) if is_lifo else fresh):
             for ticket in line:
                 if engine is None or ticket.may_use(engine, has_others=len(estimate.candidates) > 1):
@@ -376,11 +376,11 @@ class AdmissionQueue:
         service_s = estimate.service_s or _UNMEASURED_SERVICE_S
         return (ahead + 1) * service_s / max(1, estimate.slots)
 
-    def _waits_long(self, newcomer: Ticket, estimate: Estimate) -> bool:
+    def _waits_long(self, ticket: Ticket, now_s: Seconds, estimate: Estimate) -> bool:
         if not len(self):
             return False
-        allowed_s = newcomer.deadline_s - newcomer.arrived_s - estimate.needed_s(newcomer)
-        return self._drain_s(newcomer, estimate) > _PATIENCE * allowed_s
+        left_s = ticket.deadline_s - now_s - estimate.needed_s(ticket)
+        return self._drain_s(ticket, estimate) > _PATIENCE * left_s
 
 
 def _is_in_time(ticket: Ticket, now_s: Seconds, estimate: Estimate) -> bool:

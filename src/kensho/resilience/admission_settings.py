@@ -15,7 +15,6 @@ class AdmissionSettings(Struct):
     critical_reserve: int = 10
     low_turn: int = 10
     """Every how-manieth start goes to the lowest waiting class."""
-    lifo_after_s: Seconds = 0.1
     lifo_per_slot: int = 5
     """How many of a class must wait for each slot: without a crowd the newest first would only make some waits longer
     (simulated, heavy tails at 10 x: CRITICAL served 98.6 % without this rule, 99.5 % with it)."""
@@ -31,7 +30,6 @@ class AdmissionSettings(Struct):
         counts = (self.bound_least, self.low_turn, self.saturated_rejections)
         times = (
             self.bound_budget_s,
-            self.lifo_after_s,
             self.saturated_window_s,
             self.pressured_after_s,
             *self.deadlines_s,
