@@ -40,7 +40,8 @@ def until(is_so: Callable[[], bool], what: str) -> None:
 
 
 def without_figures(text: str) -> str:
-    return re.sub(r"\d+\.\d+ s|\d+ tokens/s|process \d+|graph from \w+|\d\d:\d\d:\d\d", "#", text)
+    text = re.sub(r", \d+ tokens/s", "", text)  # not there where a few tokens were read at once
+    return re.sub(r"\d+\.\d+ s|process \d+|graph from \w+|\d\d:\d\d:\d\d", "#", text)
 
 
 def test_output_is_the_same_with_and_without_a_daemon(store: Path, daemon: Daemon) -> None:
@@ -141,8 +142,9 @@ def test_faults_and_levels_are_changed_while_it_runs(store: Path, daemon: Daemon
     assert daemon.kensho("fault", "primary", "crash", "--times", "2").returncode == 0
     assert daemon.kensho("fault", "primary", "clear").returncode == 0
     assert daemon.kensho("fault", "primary", "crash", "--model", "demo").returncode == 0
-    answer = json.loads(daemon.kensho("run", "demo", QUESTION.question, "--json").stdout.splitlines()[-1])
-    assert (answer["text"], answer["engine"], answer["failovers"]) == (QUESTION.answer, "standby", 1)
+    answer = daemon.kensho("run", "demo", QUESTION.question)
+    assert answer.stdout.strip() == QUESTION.answer
+    assert "1 failovers" in answer.stderr and "warning: stream moved from primary to standby" in answer.stderr
     assert daemon.kensho("fault", "third", "crash").returncode == 1
     assert daemon.kensho("fault", "primary", "explode").returncode == 2
     log = store / "logs" / "kensho.jsonl"
@@ -165,14 +167,6 @@ def test_a_client_hears_what_happens_to_its_own_request_and_no_other(daemon: Dae
         assert late.returncode == 9 and late.stderr.count("deadline") == 1 and "warning" not in late.stderr
         _, said = other.communicate(timeout=60)
     assert other.returncode == 0 and "refused" not in said
-    for _ in range(10):  # the standby answers while the primary is learnt about, and then that meets the fault
-        assert daemon.kensho("fault", "primary", "crash").returncode == 0
-        moved = daemon.kensho("run", "demo", QUESTION.question)
-        assert moved.stdout.strip() == QUESTION.answer
-        if "1 failovers" in moved.stderr:
-            break
-    assert "warning: stream moved from primary to standby" in moved.stderr
-    assert daemon.kensho("fault", "primary", "clear").returncode == 0
 
 
 def test_a_person_takes_an_engine_out_and_gives_it_back(daemon: Daemon) -> None:

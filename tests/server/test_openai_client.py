@@ -159,6 +159,9 @@ def test_leaving_a_stream_frees_the_engine(daemon: Daemon, client: openai.OpenAI
 
 def test_a_stream_survives_its_engine(daemon: Daemon, client: openai.OpenAI) -> None:
     for _ in range(10):  # the standby answers while the primary is learnt about, and then that meets the fault
+        end_s = time.monotonic() + 10
+        while daemon.loaded()[0]["engines"][0]["circuit"]["state"] != "CLOSED":
+            assert time.monotonic() < end_s
         assert daemon.kensho("fault", "primary", "crash").returncode == 0
         chunks = list(chat(client, stream=True))  # type: ignore[call-overload]
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == QUESTION.answer
