@@ -18,6 +18,12 @@ OFF = SavedCircuit(Mode.HARD_OPEN, 0, "device_lost: gone", "boot 1", HardReason.
 CLOSED = SavedCircuit(Mode.CLOSED, 0, "canaries passed: 2", "boot 1")
 
 
+@pytest.fixture(autouse=True)
+def marked(tmp_path: Path) -> None:
+    """The folder is a store."""
+    (tmp_path / "format").write_text("1")
+
+
 def file_in(folder: Path, events: list[Event] | None = None) -> CircuitFile:
     return CircuitFile(
         folder / "circuits.json", clock=VirtualClock(), emit=(events if events is not None else []).append
@@ -33,14 +39,14 @@ def test_what_is_saved_is_there_after_a_restart(tmp_path: Path) -> None:
     again = file_in(tmp_path)
     assert (again.load("dialogue", "primary"), again.load("dialogue", "standby")) == (OPEN, OFF)
     assert again.load("other", "primary") is None
-    assert [path.name for path in tmp_path.iterdir()] == ["circuits.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circuits.json", "format"]
 
 
 def test_a_healthy_store_has_no_file(tmp_path: Path) -> None:
     file = file_in(tmp_path)
     file.save("dialogue", "primary", CLOSED)
     file.close()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["format"]
 
 
 def test_a_circuit_that_closed_is_forgotten_and_others_are_not(tmp_path: Path) -> None:
@@ -79,11 +85,26 @@ def test_a_file_that_makes_no_sense_is_as_good_as_none(tmp_path: Path, data: byt
 
 def test_a_disk_that_refuses_is_told_once_a_write_and_changes_nothing_else(tmp_path: Path) -> None:
     events: list[Event] = []
-    file = file_in(tmp_path / "missing", events)
+    (tmp_path / "circuits.json").mkdir()
+    file = file_in(tmp_path, events)
     file.save("dialogue", "primary", OPEN)
     file.close()
     (told,) = events
     assert "cannot be kept" in told.message()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circuits.json", "format"]
+
+
+def test_nothing_is_made_where_a_store_has_been(tmp_path: Path) -> None:
+    """Its disk is not mounted now: what was written would lie below it when it is back."""
+    (tmp_path / "format").unlink()
+    for folder in (tmp_path, tmp_path / "missing"):
+        events: list[Event] = []
+        file = file_in(folder, events)
+        file.save("dialogue", "primary", OPEN)
+        file.close()
+        (told,) = events
+        assert f"no store in {folder}" in told.message()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_programs_that_write_in_the_same_instant_forget_nothing_of_each_other(tmp_path: Path) -> None:
@@ -105,7 +126,7 @@ def test_a_writer_that_was_stopped_in_the_middle_holds_up_nobody_for_long(tmp_pa
     file.close()
     (told,) = events
     assert "another program is writing" in told.message()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["format"]
     lock.close()
     file.save("dialogue", "primary", OPEN)
     file.close()

@@ -53,6 +53,7 @@ def test_only_where_both_engines_are_off_a_model_is_out(tmp_path: Path) -> None:
     def out() -> dict[str, EnginesOut]:
         return engines_out(tmp_path, None, fallback_of={"voice": "small"}.get)
 
+    (tmp_path / "format").write_text("1")
     assert out() == {}
     keep(tmp_path, primary=Mode.FORCED_OPEN, standby=Mode.OPEN)
     assert out() == {}

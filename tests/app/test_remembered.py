@@ -15,6 +15,12 @@ from kensho.testing.clock import VirtualClock
 KEY = ("dialogue", "primary")
 
 
+@pytest.fixture(autouse=True)
+def marked(tmp_path: Path) -> None:
+    """The folder is a store."""
+    (tmp_path / "format").write_text("1")
+
+
 def keep(store: Path, mode: Mode, *, boot: str | None = None) -> SavedCircuit:
     fingerprint = f"{read_boot_id() if boot is None else boot} | 1.31.1 2.0 | "
     hard = HardReason.START_LOOP if mode is Mode.HARD_OPEN else None
@@ -59,7 +65,7 @@ def test_what_is_given_back_is_proven_at_the_next_start(tmp_path: Path, mode: Mo
 
 def test_a_circuit_that_is_neither_off_nor_forced_cannot_be_given_back(tmp_path: Path) -> None:
     assert tell(tmp_path, None)[0].state == "CLOSED"
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["format"]
     before = keep(tmp_path, Mode.OPEN)
     told, events = tell(tmp_path, None)
     assert (told.state, events, kept(tmp_path)) == ("OPEN", [], before)

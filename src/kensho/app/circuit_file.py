@@ -107,9 +107,12 @@ def read_circuits(path: Path) -> "dict[Key, SavedCircuit]":
 
 def write_circuits(path: Path, changes: "Mapping[Key, SavedCircuit]", *, clock: Clock) -> None:
     """Keep `changes` beside what others keep, in one rename. Blocks for a sync of the disk. Raises StoreBusy when
-    another program does not come to an end of its writing, StorageError where the disk refuses."""
+    another program does not come to an end of its writing, StorageError where the disk refuses or is not there."""
+    from kensho.delivery.store import is_store, store_missing
     from kensho.resilience.circuit import Mode
 
+    if not is_store(path.parent):
+        raise store_missing(path.parent)
     with _writing(path, clock):
         before = read_circuits(path)
         kept = {key: one for key, one in {**before, **changes}.items() if one.mode is not Mode.CLOSED}

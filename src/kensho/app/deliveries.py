@@ -25,7 +25,7 @@ from kensho.base.errors import (
 from kensho.base.events import Emit, RepairPostponed, RootTrusted
 from kensho.delivery.checker import Damage, VerifyReport, check_model, look, verify
 from kensho.delivery.disk import RealDisk
-from kensho.delivery.store import InstalledModel, Store
+from kensho.delivery.store import InstalledModel, Store, is_store
 from kensho.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ class Deliveries:
 
     @property
     def store(self) -> Store:
-        """StorageError if there is none: it is made by `init`."""
+        """StoreMissing if there is none, or not now: it is made by `init`, and opened anew when its disk is back."""
         with self._opening:  # the scrub comes from a thread of its own
+            if self._opened is not None and not self.has_store():
+                self.close()
             if self._opened is None:
                 self._opened = Store.open(self._settings.store, disk=RealDisk())
             return self._opened
@@ -75,7 +77,7 @@ class Deliveries:
         return self.store.state.setting(SOURCE_SETTING)
 
     def has_store(self) -> bool:
-        return (self._settings.store / "format").exists()
+        return is_store(self._settings.store)
 
     def init(self, url: str, root: bytes) -> int:
         """Make the store (if it is not there) and trust this root; returns its version. See `Trust.initialise`."""
@@ -137,6 +139,8 @@ class Deliveries:
         of which nothing is installed, once a pull of it has failed."""
         from kensho.delivery.manifest import MAX_MANIFEST_BYTES, parse_manifest
 
+        if not self.has_store():
+            return None
         installed = {model.model: model for model in self.store.installed()}
         shortfall = self.store.state.shortfalls().get(name)
         fallback = shortfall.fallback_model if shortfall else None

@@ -19,7 +19,7 @@ from kensho.base.events import Emit
 from kensho.base.ids import Digest
 from kensho.base.inference import Sampling
 from kensho.base.structs import Struct, replace
-from kensho.delivery.store import InstalledModel
+from kensho.delivery.store import InstalledModel, is_store, store_missing
 from kensho.resilience.circuit import FORCED, BreakerSettings
 from kensho.resilience.guard import Canary
 from kensho.resilience.request import Lasting
@@ -96,6 +96,8 @@ class ModelOpener:
         """The graph, made if need be; `is_idle`: when the machine has nothing else to do. Raises ModelError,
         CompileFailed, NotEnoughSpace, StorageError."""
         settings = self._settings
+        if not is_store(settings.store):  # nothing is made where it was: its disk may come back
+            raise store_missing(settings.store)
         # Somebody waits, and the graph is all but there: the process of its engine can start already.
         if tier == "raw" and settings.isolation == "process":
             self._hosts.prepare(env=settings.child_env, allow_faults=settings.allow_faults)

@@ -16,6 +16,7 @@ from kensho.base.errors import (
     NotEnoughMemory,
     NotEnoughSpace,
     NotInstalled,
+    StoreMissing,
     TransportError,
 )
 from kensho.base.structs import Struct, replace
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from kensho.app.opening import ServedModel
     from kensho.delivery.store import InstalledModel
 
-CANNOT_BE_HAD = (Damaged, NotInstalled, NotEnoughSpace, TransportError)
+CANNOT_BE_HAD = (Damaged, NotInstalled, NotEnoughSpace, StoreMissing, TransportError)
 CANNOT_BE_LOADED = (NotEnoughMemory, EnginesOff, ModelError, CompileFailed)
 """Known only once it was tried; the model's fallback answers then, and the event of the attempt has said why."""
 

@@ -78,6 +78,10 @@ class StorageError(KenshoError):
     code = "storage"
 
 
+class StoreMissing(StorageError):
+    """There is no store in this folder: none was made, or its disk is not mounted now. Nothing is made in its place."""
+
+
 class NotEnoughSpace(StorageError):
     """Checked before the first byte (row D7): `needed_bytes`, `free_bytes` are facts."""
 

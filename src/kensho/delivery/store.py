@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from kensho.base.errors import ConfigError, Damaged, NotInstalled, StorageError, StoreBusy
+from kensho.base.errors import ConfigError, Damaged, NotInstalled, StorageError, StoreBusy, StoreMissing
 from kensho.base.ids import Digest, digest_of
 from kensho.base.structs import Struct
 from kensho.delivery.disk import Disk, storage_errors
@@ -100,7 +100,7 @@ class Store:
         """
         root = root.absolute()
         if read_format(root, disk) is None:
-            raise StorageError(f"no store in {root}", advice="is the disk mounted? else make it with `kensho init`")
+            raise store_missing(root)
         migrate(root, disk)
         return cls(root, State(root / "state.db"), disk=disk)
 
@@ -130,6 +130,8 @@ class Store:
         if self.is_read_only:
             raise StorageError(f"the store in {self.root} is read-only", advice="use a store that this user may write")
         with storage_errors("lock the store", self.root):
+            if self.disk.lstat(self.root / "format") is None:  # else a lock and more would be made in a mount point
+                raise store_missing(self.root)
             try:
                 fd = self.disk.lock(self.root / "lock")
             except BlockingIOError as error:
@@ -225,3 +227,12 @@ class Store:
             uses=row.uses,
             used_at=row.used_at,
         )
+
+
+def is_store(root: Path) -> bool:
+    """Whether there is a store in `root` now: its disk may not be mounted. One stat."""
+    return (root / "format").exists()
+
+
+def store_missing(root: Path) -> StoreMissing:
+    return StoreMissing(f"no store in {root}", advice="is the disk mounted? else make it with `kensho init`")

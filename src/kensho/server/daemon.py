@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from kensho.app import Kensho
 from kensho.base.clock import Clock
-from kensho.base.errors import StorageError
+from kensho.base.errors import StoreMissing
 from kensho.base.events import DaemonStarted, DaemonStopped
 from kensho.server.control import Choose, ControlServer
 from kensho.server.daemon_lock import DaemonLock
@@ -34,7 +34,7 @@ async def serve(
     ConfigError and StorageError before that."""
     settings, store = app.settings, app.settings.store
     if (await asyncio.to_thread(app.status)).state == "storage-missing":
-        raise StorageError(f"there is no store in {store}", advice="run kensho init --from URL --root ROOT.json")
+        raise StoreMissing(f"there is no store in {store}", advice="run kensho init --from URL --root ROOT.json")
     began_s = clock.monotonic_s()
     with DaemonLock(store, clock=clock), library_words_heard(app.emit):
         http = HttpServer(
