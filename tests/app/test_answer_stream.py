@@ -10,6 +10,7 @@ import pytest
 
 from kensho.app.answer_stream import AnswerStream
 from kensho.app.answers import GenerateOptions
+from kensho.app.asking import Asking
 from kensho.app.routing import Router
 from kensho.base.errors import DeadlineMissed, EnginesOff, NotInstalled
 from kensho.base.inference import Sampling
@@ -92,9 +93,8 @@ class Models:
             engines_of=lambda _: (),
         )  # fmt: skip
         serve: Any = lambda: self  # noqa: E731
-        return AnswerStream(
-            router, "prompt", GenerateOptions(**options), serve=serve, max_context=100, clock=self.clock
-        )
+        asking = Asking(router, "prompt", GenerateOptions(**options), serve=serve, clock=self.clock)
+        return AnswerStream(asking, max_context=100, clock=self.clock)
 
     def play(self, scene: Callable[[], Awaitable[None]]) -> None:
         async def main() -> None:

@@ -17,8 +17,16 @@ from kensho.app import GenerateOptions, Kensho, opening, serving, tiers, verifyi
 from kensho.app.shelf import USES_SETTING
 from kensho.app.warmup import parse_uses
 from kensho.base.clock import SystemClock
-from kensho.base.errors import EngineError, NotEnoughMemory
-from kensho.base.events import CompileFinished, Event, GraphDropped, GraphLoaded, ModelWarmed, TierChanged
+from kensho.base.errors import DeadlineMissed, EngineError, NotEnoughMemory, NotInstalled
+from kensho.base.events import (
+    CompileFinished,
+    Event,
+    GraphDropped,
+    GraphLoaded,
+    ModelWarmed,
+    RequestFinished,
+    TierChanged,
+)
 from kensho.base.structs import replace
 from kensho.cli.main import main
 from kensho.delivery.disk import RealDisk
@@ -405,3 +413,22 @@ def test_a_graph_that_is_damaged_under_its_engines_ends_the_stream_and_is_made_a
     reasons = [event.reason for event in world.events if isinstance(event, GraphDropped)]
     assert any("weights.bin of the compiled graph is damaged" in reason for reason in reasons), reasons
     assert world.heard(CompileFinished) == 2
+
+
+def test_logits_are_what_tokens_are_drawn_from_and_survive_an_engine(world: World) -> None:
+    async def ask() -> None:
+        async with world.open(allow_faults=True, standby="hot") as app:
+            first = await anext(aiter(app.generate("demo", QUESTION.question)))
+            logits = list(await app.logits("demo", QUESTION.question))
+            assert logits.index(max(logits)) == first.id
+            app.arm_fault("demo", "primary", "crash")
+            again = list(await app.logits("demo", QUESTION.question))
+            assert again.index(max(again)) == first.id
+            finished = [event for event in world.events if isinstance(event, RequestFinished)]
+            assert (finished[-1].outcome, finished[-1].failovers) == ("ok", 1)
+            with pytest.raises(DeadlineMissed):
+                await app.logits("demo", QUESTION.question, GenerateOptions(deadline_s=1e-6))
+            with pytest.raises(NotInstalled):
+                await app.logits("absent", QUESTION.question)
+
+    asyncio.run(ask())

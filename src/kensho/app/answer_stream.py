@@ -7,51 +7,31 @@ async with aclosing(answer):
 answer.record                                # the figures
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
-from kensho.app.answers import AnswerRecord, GenerateOptions, LoadSource, Prompt, Token
+from kensho.app.answers import AnswerRecord, LoadSource, Token
+from kensho.app.asking import Asked, Asking
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import ConfigError, DeadlineMissed, EnginesOff
+from kensho.base.errors import ConfigError, EnginesOff
 from kensho.base.inference import Sampling
 from kensho.base.structs import Struct, field
 
 if TYPE_CHECKING:
     from kensho.app.opening import ServedModel
-    from kensho.app.routing import Router
-    from kensho.app.serving import Serving
     from kensho.resilience.router import Choice
     from kensho.resilience.stream_life import Answer
-    from kensho.runtime.text.codec import TextCodec
-    from kensho.runtime.text.detokenizer import Detokenizer
-
-LONG_PROMPT_CHARS = 20_000
-"""Turning so many into ids takes some 10 ms: that is done beside the event loop."""
-RETRY_AFTER_S: Seconds = 1.0
-"""Of a request whose deadline was over before its model was loaded (guess: most of a load from the disk)."""
 
 
 class AnswerStream:
     """The tokens of one answer. Iterate once; leave early with `aclose` (or by closing the application)."""
 
-    def __init__(
-        self,
-        router: "Router",
-        prompt: Prompt,
-        options: GenerateOptions,
-        *,
-        serve: "Callable[[], Serving]",
-        max_context: int,
-        clock: Clock,
-    ) -> None:
-        """`router` says which installed model answers; `serve` gives what loads it."""
-        self._router = router
-        self._serve = serve
+    def __init__(self, asking: Asking, *, max_context: int, clock: Clock) -> None:
+        self._asking = asking
         self._max_context = max_context
         self._clock = clock
-        self._began_s = clock.monotonic_s()
-        self._tokens = self._run(prompt, options)
+        self._tokens = self._run()
         self._course: _Course | None = None  # from the first token on
         self._is_complete = False
 
@@ -76,22 +56,23 @@ class AnswerStream:
         """Cancel: the engine stops within one step. Idempotent."""
         await self._tokens.aclose()
 
-    async def _run(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Token, None]:
+    async def _run(self) -> AsyncGenerator[Token, None]:
         """By one model after the other, until one has a first token."""
         while True:
             async with AsyncExitStack() as held:
-                course, detokenizer = await self._begin(held, prompt, options)
+                asked = await self._asking.begin(held)
+                course, detokenizer = self._submit(asked), asked.served.codec.detokenizer()
                 try:
                     async with aclosing(course.answer) as answer:
                         async for token in answer:
                             if self._course is None:
-                                course.first_token_seconds = self._clock.monotonic_s() - self._began_s
+                                course.first_token_seconds = self._clock.monotonic_s() - self._asking.began_s
                                 self._course = course
                             yield course.add(token, detokenizer.push(token))
                 except EnginesOff as error:
-                    if self._course is not None or options.engine is not None:
+                    if self._course is not None:
                         raise
-                    await self._router.lost(course.served.graph.model, error)
+                    await self._asking.lose(asked, error)
                     continue
                 rest = detokenizer.finish()
                 if rest:
@@ -99,64 +80,30 @@ class AnswerStream:
                 self._course, self._is_complete = course, True
                 return
 
-    async def _begin(
-        self, held: AsyncExitStack, prompt: Prompt, options: GenerateOptions
-    ) -> "tuple[_Course, Detokenizer]":
-        """The answer, not yet in a queue. A deadline that was given bounds this too; the load goes on after it."""
-        import asyncio
-
-        deadline_s = None if options.deadline_s is None else self._began_s + options.deadline_s
-        try:
-            async with asyncio.timeout_at(deadline_s) as limit:
-                choice, was_loaded, served = await self._load(held)
-                loaded_seconds = self._clock.monotonic_s() - self._began_s
-                prompt_ids = await _encode(served.codec, prompt, is_raw=options.is_raw_prompt)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineMissed(
-                f"{options.priority} request had no engine by its deadline: {self._router.wanted!r} is being loaded",
-                advice="the load goes on: allow more time, or come back",
-                retry_after_s=RETRY_AFTER_S,
-            ) from None
-        room = min(self._max_context, served.graph.max_positions) - len(prompt_ids)
-        course = _Course(
-            served=served,
-            choice=choice,
-            answer=self._submit(served, prompt_ids, options),
-            load_source="memory" if was_loaded else served.graph.source,
-            load_seconds=0.0 if was_loaded else loaded_seconds,
-            first_token_seconds=loaded_seconds,
-            prompt_tokens=len(prompt_ids),
-            most_tokens=min(options.max_tokens, room),
-        )
-        return course, served.codec.detokenizer()
-
-    def _submit(self, served: "ServedModel", prompt_ids: list[int], options: GenerateOptions) -> "Answer":
+    def _submit(self, asked: Asked) -> "_Course":
+        """The answer joins the queue when it is iterated."""
         from kensho.resilience.admission import parse_priority
 
-        return served.scheduler.submit(
-            prompt_ids,
+        options, served = self._asking.options, asked.served
+        answer = served.scheduler.submit(
+            asked.prompt_ids,
             Sampling(options.max_tokens, options.temperature, options.seed, served.codec.stop_ids),
             priority=parse_priority(options.priority),
-            deadline_s=None if options.deadline_s is None else self._began_s + options.deadline_s,
+            deadline_s=self._asking.deadline_s,
             is_whole=options.is_whole,
             engine=options.engine,
         )
-
-    async def _load(self, held: AsyncExitStack) -> "tuple[Choice, bool, ServedModel]":
-        """The model that answers, loaded, and whether it was before. One that cannot be loaded here is replaced by
-        its fallback."""
-        from kensho.app.routing import CANNOT_BE_LOADED
-
-        serving = self._serve()
-        while True:
-            installed, choice = await self._router.choose()
-            was_loaded = serving.answering(installed.model) is not None
-            try:
-                return choice, was_loaded, await held.enter_async_context(serving.use(installed))
-            except CANNOT_BE_LOADED as error:
-                await self._router.lost(installed.model, error)
+        room = min(self._max_context, served.graph.max_positions) - len(asked.prompt_ids)
+        return _Course(
+            served=served,
+            choice=asked.choice,
+            answer=answer,
+            load_source="memory" if asked.was_loaded else served.graph.source,
+            load_seconds=0.0 if asked.was_loaded else asked.loaded_seconds,
+            first_token_seconds=asked.loaded_seconds,
+            prompt_tokens=len(asked.prompt_ids),
+            most_tokens=min(options.max_tokens, room),
+        )
 
 
 class _Course(Struct, frozen=False, kw_only=True):
@@ -199,15 +146,3 @@ class _Course(Struct, frozen=False, kw_only=True):
             prompt_tokens=self.prompt_tokens,
             finish="length" if len(self.token_ids) >= self.most_tokens else "stop",
         )
-
-
-async def _encode(codec: "TextCodec", prompt: Prompt, *, is_raw: bool) -> list[int]:
-    def encode() -> list[int]:
-        return codec.prompt_ids(prompt, is_raw=is_raw) if isinstance(prompt, str) else codec.chat_ids(prompt)
-
-    size = len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
-    if size <= LONG_PROMPT_CHARS:
-        return encode()
-    import asyncio
-
-    return await asyncio.to_thread(encode)

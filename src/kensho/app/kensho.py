@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING, Self
 from kensho import __version__
 from kensho.app.answer_stream import AnswerStream
 from kensho.app.answers import GenerateOptions, Prompt, check_prompt
+from kensho.app.asking import Asking, ask_logits
 from kensho.app.deliveries import Deliveries, read_root
 from kensho.app.status import Status, with_engines_out, with_loaded
 from kensho.base.clock import Clock, Seconds
-from kensho.base.errors import (
-    ConfigError,
-    NotInstalled,
-    UsageError,
-)
+from kensho.base.errors import ConfigError, NotInstalled, UsageError
 from kensho.base.events import Event, Level, Service
 from kensho.base.ids import check_name
 from kensho.settings import Settings
@@ -197,16 +194,17 @@ class Kensho:
         NotInstalled, Damaged, ModelError, CompileFailed, EngineError, Overloaded (see kensho.base.errors for what
         helps).
         """
-        check_prompt(prompt)
-        options = options or GenerateOptions()
-        return AnswerStream(
-            self._router(check_name(model, "model name"), options.engine),
-            prompt,
-            options,
-            serve=self._serve,
-            max_context=self.settings.max_context,
-            clock=self._clock,
-        )
+        asking = self._asking(model, prompt, options)
+        return AnswerStream(asking, max_context=self.settings.max_context, clock=self._clock)
+
+    async def logits(self, model: str, prompt: Prompt, options: GenerateOptions | None = None) -> "Sequence[float]":
+        """What the model thinks of every id of its vocabulary as the next one after the prompt: float32, unscaled, in
+        the order of the ids; the caller's own. Of `options` what is about who answers, when, and the prompt.
+
+        Asked once more, of another engine, if the first fails. Raises what `generate` does; a deadline is of the whole
+        call. Costs the prefill of the prompt, nothing of which is kept.
+        """
+        return await ask_logits(self._asking(model, prompt, options))
 
     def loaded(self) -> "list[LoadedModel]":
         """What is loaded and how it does: tiers, engines, circuits, queues. Changes nothing, counts as no use.
@@ -365,6 +363,12 @@ class Kensho:
         if self._serving is not None and self._serving.is_loaded(installed):
             return installed  # its engines have the verified files open already
         return self._deliveries.ready_model(model)
+
+    def _asking(self, model: str, prompt: Prompt, options: GenerateOptions | None) -> Asking:
+        check_prompt(prompt)
+        options = options or GenerateOptions()
+        router = self._router(check_name(model, "model name"), options.engine)
+        return Asking(router, prompt, options, serve=self._serve, clock=self._clock)
 
     def _router(self, wanted: str, engine: str | None) -> "Router":
         import asyncio
