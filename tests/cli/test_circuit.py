@@ -64,6 +64,14 @@ def test_an_engine_is_given_back_without_a_daemon(kensho: Run) -> None:
     assert kensho("circuit", "primary", "open")["state"] == "FORCED_OPEN"
 
 
+def test_what_cannot_be_given_back_is_said(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for has_changed in (True, False):
+        assert main(["--store", str(store), "circuit", "primary", "auto"]) == 0
+        told = capsys.readouterr()
+        assert "HALF_OPEN" in told.out
+        assert ("nothing has changed" in told.err) is not has_changed
+
+
 def test_what_makes_no_sense_changes_nothing(kensho: Run, store: Path) -> None:
     before = (store / "circuits.json").read_bytes()
     wrong = {

@@ -84,10 +84,11 @@ def _show(context: Context, loaded: "list[LoadedModel]") -> Result:
 
 def _tell(context: Context, app: "Kensho", loaded: "list[LoadedModel]") -> Result:
     from kensho.app.remembered import look_at_circuits, tell_circuit
-    from kensho.resilience.circuit import Mode
+    from kensho.resilience.circuit import FORCED, Mode
 
     args, word, store = context.args, WORDS[context.args.word], context.settings.store
     mode = None if word is None else Mode(word)
+    before = {(one.model, one.engine): one.state for one in (*_running(loaded), *look_at_circuits(store, loaded))}
     running = [model.model for model in loaded]
     kept = [circuit.model for circuit in look_at_circuits(store) if circuit.engine == args.engine]
     installed = [release.model for release in app.releases()]
@@ -105,6 +106,8 @@ def _tell(context: Context, app: "Kensho", loaded: "list[LoadedModel]") -> Resul
     else:
         circuit = tell_circuit(store, model, args.engine, mode, clock=context.clock, emit=app.emit)
     _say(context, circuit)
+    if mode is None and before.get((model, args.engine), Mode.CLOSED) not in (*FORCED, Mode.HARD_OPEN):
+        context.output.note("nothing has changed: it was neither forced nor off, and decides by itself")
     return Result(keys=as_dict(circuit))
 
 
