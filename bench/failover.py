@@ -71,9 +71,10 @@ def main() -> None:
     }.items():
         print(f"{name:<46} {median(values):7.1f} {at(0.9, values):7.1f} {at(0.99, values):7.1f} {max(values):7.1f}")
     moved = [event for _, event in events if isinstance(event, StreamMoved)]
-    print_bar("answers with a token lost, repeated or changed", report.wrong, 0, "")
-    print_bar("streams that moved and said so by an event", len(moved), report.moved, "", at_least=True)
+    is_right = print_bar("answers with a token lost, repeated or changed", report.wrong, 0, "")
+    is_told = print_bar("streams that moved and said so by an event", len(moved), report.moved, "", at_least=True)
     print_bar("gap less prefill, p99", at(0.99, over), 50, "ms")
+    sys.exit(not (is_right and is_told))
 
 
 if __name__ == "__main__":

@@ -243,8 +243,9 @@ def print_table(found: Mapping[str, Sequence[Run]], *, against: str | None) -> N
         print(f"{name:<{width}}  {len(runs):2}  {wall_s(runs):7.4f}  {span}  {cpu_s:6.4f}  {ratio}")
 
 
-def print_bar(what: str, value: float, limit: float, unit: str, *, at_least: bool = False) -> None:
-    """PASS or MISS of one bar."""
+def print_bar(what: str, value: float, limit: float, unit: str, *, at_least: bool = False) -> bool:
+    """PASS or MISS of one bar; returns whether it is met."""
     is_met = value >= limit if at_least else value <= limit
     sign = ">=" if at_least else "<="
     print(f"{'PASS' if is_met else 'MISS'}  {what}: {value:.4g} {unit} (bar: {sign} {limit:g} {unit})")
+    return is_met

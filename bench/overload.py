@@ -33,10 +33,10 @@ from kensho.testing.play import TOKEN_S, Figures, p99, play_virtual
 from kensho.testing.simulation import KenshoPolicy, Policy, Result, simulate
 from overload_real import real
 
-LENGTH = "Kensho, told the length"
+MAX_TOKENS, LENGTH = "Kensho, told max_tokens", "Kensho, told the length"
 CONTESTANTS: dict[str, Callable[[], Policy]] = {
     "Kensho": lambda: KenshoPolicy(AdmissionSettings()),
-    "Kensho, told max_tokens": lambda: KenshoPolicy(AdmissionSettings(), told="most"),
+    MAX_TOKENS: lambda: KenshoPolicy(AdmissionSettings(), told="most"),
     LENGTH: lambda: KenshoPolicy(AdmissionSettings(), told="length"),
     "FIFO 512": lambda: Fifo(512),
     "FIFO 100": lambda: Fifo(100),
@@ -75,6 +75,12 @@ def simulation(seeds: int) -> None:
             best = max(middle(results, lambda r: r.goodput) for results in found.values())
             own = middle(found["Kensho"], lambda r: r.goodput)
             print_bar("goodput beside the best (nobody fills the pauses)", own / best, 0.90, "", at_least=True)
+        elif trace.name.startswith("brownout"):
+            served = {name: middle(results, lambda r: r.served(Priority.CRITICAL)) for name, results in found.items()}
+            best = max(share for name, share in served.items() if not name.startswith("Kensho"))
+            print_bar("CRITICAL served beside the best of the others", served["Kensho"] / best, 1.0, "", at_least=True)
+            told = middle(found[MAX_TOKENS], lambda r: r.goodput)
+            print_bar(f"{MAX_TOKENS}: goodput", told, 0.90, "of what the slots can do", at_least=True)
         else:
             own = middle(found["Kensho"], lambda r: r.goodput)
             print_bar("goodput", own, 0.90, "of what the slots can do", at_least=True)
