@@ -45,6 +45,14 @@ def test_an_engine_that_was_doubted_is_started_and_proven_before_it_gets_request
     assert begun(resumed(kept(mode), 50.0, "boot 1"))[0].reason == f"it was {mode} when the program ended: because"
 
 
+def test_programs_that_end_before_it_is_proven_do_not_make_the_reason_longer() -> None:
+    circuit = kept(Mode.OPEN)
+    for _ in range(3):
+        state, _ = begun(resumed(circuit, 50.0, "boot 1"))
+        circuit = saved(state)
+        assert (circuit.mode, circuit.reason) == (Mode.RESTARTING, "it was OPEN when the program ended: because")
+
+
 def test_one_that_was_healthy_or_unknown_begins_closed() -> None:
     for circuit in (None, kept(Mode.CLOSED)):
         assert resumed(circuit, 50.0, "boot 1") == breaker.closed(50.0, "boot 1")

@@ -14,6 +14,7 @@ from kensho.resilience.circuit import FORCED, HardReason, Mode, State
 
 _MAX_TRIPS = 30
 _MAX_REASON = 300
+_ENDED = "when the program ended"
 
 
 class SavedCircuit(Struct):
@@ -73,7 +74,8 @@ def resumed(kept: SavedCircuit | None, now_s: Seconds, fingerprint: str, form: s
     if kept.mode is Mode.HARD_OPEN and _is_same(kept, fingerprint, form):
         return State(Mode.HARD_OPEN, 1, now_s, kept.reason, fingerprint, until_s=now_s, hard=kept.hard)
     trips = kept.trips if kept.fingerprint == fingerprint else 0
-    reason = f"it was {kept.mode} when the program ended: {kept.reason}"
+    is_told = _ENDED in kept.reason  # by a program that ended before it was proven
+    reason = kept.reason if is_told else f"it was {kept.mode} {_ENDED}: {kept.reason}"
     return State(Mode.OPEN, 1, now_s, reason, fingerprint, until_s=now_s, trips=trips, must_restart=True)
 
 
