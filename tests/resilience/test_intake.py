@@ -276,7 +276,7 @@ NOBODY_KNOWS, QUICK = 0, 1  # steps of a CRITICAL request: a stream has none tha
 
 @pytest.mark.parametrize(
     ("steps", "due_in_s", "is_cut"),
-    [(NOBODY_KNOWS, 14.9, False), (NOBODY_KNOWS, 15.1, True), (QUICK, 6.9, False), (QUICK, 7.1, True)],
+    [(NOBODY_KNOWS, 19.9, False), (NOBODY_KNOWS, 20.1, True), (QUICK, 11.9, False), (QUICK, 12.1, True)],
 )
 def test_a_high_turn_gives_way_if_it_is_in_time_all_the_same_once_the_critical_one_has_ended(
     steps: int, due_in_s: float, is_cut: bool

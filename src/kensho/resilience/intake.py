@@ -24,6 +24,9 @@ _NEXT_STEPS = {
     Level.SATURATED: "overloaded, pausing unimportant work: normal and low requests that would wait long are refused",
 }
 
+_SPARE = 2.0
+"""So many times what it needs must be left to whom a CRITICAL request interrupts. Simulated at 10 x on one engine: 0.9 %
+of the work is late, 1.1 % with 1; with 3 0.7 %, but then CRITICAL's p99 at 2 x is 2.2 times unloaded instead of 1.4."""
 _LOOK_AGAIN_S = 1.0  # the level also falls when nothing happens; it is announced at most this late
 _LEAST_WAIT_S = 0.001  # between two looks at a deadline, since loops may call a hair too early
 
@@ -48,12 +51,13 @@ class Turn(Struct, frozen=False, eq=False):
         all itself.
 
         LOW work gives way to all who are urgent. HIGH and NORMAL work gives way to CRITICAL requests, and only if it
-        can still be in time after them: to break one promise for another would be no gain.
+        can still be in time after them, with `_SPARE` for the next interruption: to break one promise for another would
+        be no gain.
         """
         if self.ticket.priority is Priority.LOW:
             return True
         is_above = urgent.priority is Priority.CRITICAL and self.ticket.priority is not Priority.CRITICAL
-        return is_above and free_s + needed_s <= self.due_s
+        return is_above and free_s + _SPARE * needed_s <= self.due_s
 
 
 class Intake:
