@@ -25,8 +25,8 @@ _NEXT_STEPS = {
 }
 
 _SPARE = 2.0
-"""So many times what it needs must be left to whom a CRITICAL request interrupts. Simulated at 10 x on one engine:
-0.9 % of the work is late, and 1.1 % with 1; 0.7 % with 3, but CRITICAL's p99 at 2 x is then 2.2 times unloaded, not 1.4."""
+"""So many times what it needs must be left to whom a CRITICAL request interrupts. Simulated at 10 x on one engine: 0.9%
+of the work is late, and 1.1% with 1; 0.7% with 3, but CRITICAL's p99 at 2 x is then 2.2 times unloaded, not 1.4."""
 _LOOK_AGAIN_S = 1.0  # the level also falls when nothing happens; it is announced at most this late
 _LEAST_WAIT_S = 0.001  # between two looks at a deadline, since loops may call a hair too early
 
