@@ -116,3 +116,21 @@ def test_a_low_stream_that_cannot_go_on_waits_without_a_deadline() -> None:
         assert await low == expected_ids(PROMPT, LONG)
 
     in_world(use, engines=1)
+
+
+def test_a_stream_that_was_moved_may_go_back_to_an_engine_that_was_proven_since() -> None:
+    async def use(world: World) -> None:
+        answer = world.scheduler.submit(PROMPT, Sampling(max_tokens=1500))
+        running = asyncio.create_task(collect(answer))
+        await asyncio.sleep(0.5)
+        world.primary.die()
+        await asyncio.sleep(9.0)
+        assert answer.record.engine == "standby"
+        short = asyncio.create_task(world.ask(priority=Priority.CRITICAL))
+        long = asyncio.create_task(world.ask(priority=Priority.CRITICAL, sampling=LONG))
+        await asyncio.sleep(1.0)
+        assert answer.record.engine == "primary"
+        await asyncio.gather(short, long)
+        assert await running == expected_ids(PROMPT, Sampling(max_tokens=1500))
+
+    in_world(use)

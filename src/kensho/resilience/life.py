@@ -88,6 +88,7 @@ class Life(ABC):
                 turn = await self._granted(
                     intake.wait_again(turn, self._due_s, self._work(), avoids=self._avoids, is_urgent=self._is_urgent)
                 )
+                self._avoids = ""  # it has been avoided once; until it is lost again, it is as good as any
         finally:
             intake.done(turn)
 
