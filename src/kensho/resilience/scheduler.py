@@ -9,9 +9,9 @@
 
 A request waits in the queue until an engine is free, one stream an engine. The primary is preferred; the standby takes
 what the primary cannot, if it can be in time there. A dead primary is restarted and probed in the background and takes
-requests again by itself. Each request has a task of its own (`life`), which survives engines, gives way to more urgent
-ones if it is LOW, and stops the engine of a reader who does not read. Decisions are made in `admission`, `breaker` and
-`failover`; this shell carries them out on one event loop.
+requests again by itself. Each request has a life of its own (`life`), which survives engines, gives way to more urgent
+ones, and stops the engine of a reader who does not read. Decisions are made in `admission`, `breaker` and `failover`;
+this shell carries them out on one event loop.
 """
 
 import asyncio
