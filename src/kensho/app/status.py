@@ -132,15 +132,19 @@ def _with(model: ModelStatus, loaded: LoadedVersion) -> ModelStatus:
     if not loaded.kept_because:
         return replace(model, is_upgrading=True)
     reason = f"{loaded.wanted_version} cannot be used here: {loaded.kept_because}"
+    ends = "it is tried again by itself; kensho rollback stays with the old one"
+    since_s = min(model.since_s or loaded.kept_since_wall_s, loaded.kept_since_wall_s)
+    return replace(_degraded(model, reason, instead=f"{loaded.version} answers", ends=ends), since_s=since_s)
+
+
+def _degraded(model: ModelStatus, reason: str, *, instead: str, ends: str) -> ModelStatus:
+    """For this reason too: its words come after those that are there."""
     return replace(
         model,
         state="damaged" if model.state == "damaged" else "degraded",
         reason="; ".join(filter(None, (model.reason, reason))),
-        since_s=min(model.since_s or loaded.kept_since_wall_s, loaded.kept_since_wall_s),
-        instead="; ".join(filter(None, (model.instead, f"{loaded.version} answers"))),
-        ends="; ".join(
-            filter(None, (model.ends, "it is tried again by itself; kensho rollback stays with the old one"))
-        ),
+        instead="; ".join(filter(None, (model.instead, instead))),
+        ends="; ".join(filter(None, (model.ends, ends))),
     )
 
 
@@ -161,13 +165,8 @@ def with_engines_out(status: Status, out: Mapping[str, EnginesOut]) -> Status:
 
 
 def _out(model: ModelStatus, engines: EnginesOut) -> ModelStatus:
-    return replace(
-        model,
-        state="damaged" if model.state == "damaged" else "degraded",
-        reason="; ".join(filter(None, (model.reason, f"no engine takes its requests: {engines.why}"))),
-        instead="; ".join(filter(None, (model.instead, engines.instead))),
-        ends="; ".join(filter(None, (model.ends, engines.ends))),
-    )
+    reason = f"no engine takes its requests: {engines.why}"
+    return _degraded(model, reason, instead=engines.instead, ends=engines.ends)
 
 
 def with_overload(status: Status, models: Sequence[str]) -> Status:
