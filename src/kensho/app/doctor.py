@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from kensho.app.kensho import Kensho
-from kensho.app.remembered import look_at_circuits
+from kensho.app.remembered import giving_back, look_at_circuits
 from kensho.base.errors import KenshoError
 from kensho.base.structs import Struct
 from kensho.base.units import size_text
@@ -85,9 +85,7 @@ def _engines(app: Kensho) -> Check:
     if not off:
         return Check("engines", True, "no engine is remembered as off")
     found = "; ".join(f"{each.engine} of {each.model} is {each.state} ({each.reason})" for each in off)
-    return Check(
-        "engines", False, found, off[0].advice or f"kensho circuit {off[0].engine} auto --model {off[0].model}"
-    )
+    return Check("engines", False, found, off[0].advice or giving_back(off[0].model, off[0].engine))
 
 
 def _readings(app: Kensho) -> Check:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kensho.app.remembered import ENGINES, look_at_circuits
+from kensho.app.remembered import ENGINES, giving_back, look_at_circuits
 from kensho.app.status import EnginesOut
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def engines_out(
             words[circuit.model][circuit.engine] = f"{circuit.engine} is {circuit.state} ({circuit.reason})"
     for model, engines in words.items():
         if set(ENGINES) <= set(engines):
-            found[model] = (", ".join(engines.values()), _by_a_person(model))
+            found[model] = (", ".join(engines.values()), giving_back(model, ENGINES[0]))
     out = {}
     for model, (why, ends) in found.items():
         fallback = fallback_of(model)
@@ -47,9 +47,5 @@ def _of_loaded(serving: "Serving") -> dict[str, tuple[str, str]]:
         why = why_out(Usable(place.installed.version, engine_facts(served)), None)
         if why:
             returns = any(seen.back_in_s is not None for seen in served.scheduler.circuits().values())
-            found[model] = (why, _BY_ITSELF if returns else _by_a_person(model))
+            found[model] = (why, _BY_ITSELF if returns else giving_back(model, ENGINES[0]))
     return found
-
-
-def _by_a_person(model: str) -> str:
-    return f"kensho circuit {ENGINES[0]} auto --model {model}"

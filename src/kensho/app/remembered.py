@@ -53,6 +53,11 @@ def look_at_circuits(store: Path, loaded: "Iterable[LoadedModel]" = ()) -> list[
     return [_describe(*key, circuit, boot) for key, circuit in kept if key not in running]
 
 
+def giving_back(model: str, engine: str) -> str:
+    """The command by which a person gives an engine back."""
+    return f"kensho circuit {engine} auto --model {model}"
+
+
 def tell_circuit(
     store: Path, model: str, engine: str, mode: "Mode | None", *, clock: Clock, emit: Emit
 ) -> KnownCircuit:
@@ -109,7 +114,7 @@ def _describe(model: str, engine: str, circuit: "SavedCircuit", boot: str) -> Kn
             is_off = True
             next_step = "it stays off while engine, driver and model are the same ones"
             advice = f"{ADVICE[circuit.hard]}; " if circuit.hard else ""
-            advice += f"to try it again: kensho circuit {engine} auto --model {model}"
+            advice += f"to try it again: {giving_back(model, engine)}"
         case Mode.FORCED_OPEN:
             is_off = True
             next_step = "it gets no requests until a person gives it back"
