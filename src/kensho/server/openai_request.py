@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from kensho.app.answers import EngineName, Priority
 from kensho.base.clock import Seconds
 from kensho.base.structs import Struct
 from kensho.server.openai_errors import BadRequest
@@ -25,8 +26,6 @@ MIN_DEADLINE_MS = 1.0
 """What is due sooner is no deadline: 503, which clients retry by themselves, would never become an answer."""
 MAX_DEADLINE_MS = 86_400_000.0
 
-Priority = Literal["critical", "high", "normal", "low"]
-EngineName = Literal["primary", "standby"]
 Role = Literal["system", "developer", "user", "assistant"]
 
 

@@ -4,7 +4,7 @@ A newcomer takes the place of the connection that has waited longest for its cli
 connects and says nothing keeps nobody else out. When all are busy, a few more are let in to be told so; the rest
 is cut.
 
-    places: Places[Connection] = Places(1000, told=64, has_said=has_unread_bytes)
+    places: Places[Connection] = Places(1000, told=64, has_said=has_unread)
     entry = places.enter(connection)          # its first place is one in which it waits
     places.asked(connection)                  # busy from now on ...
     places.waits(connection)                  # ... and no more
