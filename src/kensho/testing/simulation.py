@@ -17,6 +17,7 @@ from kensho.resilience.admission import AdmissionQueue, Candidate, Estimate, Pri
 from kensho.resilience.admission_settings import AdmissionSettings
 from kensho.resilience.estimate import ONE, AnswerLengths, RecentTimes, Times, Work
 from kensho.testing.load import Job, Trace
+from kensho.testing.play import p99
 
 
 class Policy(Protocol):
@@ -120,8 +121,7 @@ class Result(Struct, kw_only=True):
         return self.in_time[priority] / came if came else 1.0
 
     def p99_s(self, priority: Priority) -> Seconds:
-        ranked = sorted(self.waits_s.get(priority) or [0.0])
-        return ranked[int(0.99 * (len(ranked) - 1))]
+        return p99(self.waits_s.get(priority, ()))
 
 
 def simulate(jobs: Sequence[Job], trace: Trace, policy: Policy) -> Result:
