@@ -32,8 +32,8 @@ VOCABULARY = 1000
 
 FaultKind = Literal["fail", "hang", "deaf", "slow", "crash", "nan", "wrong", "ignore_sigterm"]
 """fail: an error, the host lives on. hang: no more tokens until killed or cancelled. deaf: until killed; it obeys no
-cancel, as a process that was stopped. slow: ten times the token time. crash: the
-host is gone. nan: the engine sees non-finite numbers and says so. wrong: finite, plausible, and not the right id.
+cancel, as a process that was stopped. slow: ten times the token time. crash: the host is gone. nan: the engine sees
+non-finite numbers and says so. wrong: finite, plausible, and not the right id.
 ignore_sigterm: the answer is as ever, but from then on only SIGKILL ends the host."""
 
 SLOW_FACTOR = 10.0

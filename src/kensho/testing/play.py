@@ -194,11 +194,7 @@ async def _play(slots: int, jobs: Sequence[Job], clock: VirtualClock) -> list[Pl
         tasks = []
         for job in jobs:
             await asyncio.sleep(max(0.0, began_s + job.arrived_s - clock.monotonic_s()))
-            tokens, came_s, deadline_s = (
-                max(1, round(job.service_s / TOKEN_S)),
-                clock.monotonic_s(),
-                began_s + job.deadline_s,
-            )
-            asked = desk.ask(_PROMPT_IDS, tokens, job.priority, came_s=came_s, deadline_s=deadline_s)
+            tokens, came_s = max(1, round(job.service_s / TOKEN_S)), clock.monotonic_s()
+            asked = desk.ask(_PROMPT_IDS, tokens, job.priority, came_s=came_s, deadline_s=began_s + job.deadline_s)
             tasks.append(requests.create_task(asked))
     return [one.moved(-began_s) for one in (task.result() for task in tasks)]
