@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from harness import ROOT, print_bar, print_machine
-from host_engines import compiled
+from host_engines import compiled, own_mb
 from kensho.base.inference import Sampling
 from kensho.runtime.engine import generation
 from kensho.runtime.engine.faults import Faults
@@ -151,21 +151,15 @@ def show(what: str, found: dict[str, list[float]]) -> None:
 
 def print_memory(engine: Engine) -> None:
     engine.run(PROMPT, tokens=TOKENS)
-    made, held_mb = engine.made, [own_mb()]
+    made, one = engine.made, own_mb(os.getpid())
     engine.run(URGENT)
-    held_mb.append(own_mb())
+    two = own_mb(os.getpid())
     engine.run(PROMPT, made, tokens=1)
-    held_mb.append(own_mb())
-    one, two, after = held_mb
+    after = own_mb(os.getpid())
     print(
         f"\nown memory (RssAnon): {one:.1f} MB with 400 ids held, {two:.1f} with an urgent request's {len(URGENT) + 39}"
     )
     print(f"beside them, {after:.1f} after the stream was taken up again")
-
-
-def own_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))) / 1024
 
 
 if __name__ == "__main__":
