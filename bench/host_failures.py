@@ -155,20 +155,13 @@ def show_order(rounds: int) -> None:
         watch.register(pidfd, select.POLLIN)
         began = time.perf_counter()
         os.kill(pid, signal.SIGKILL)
-        while ours.fileno() in (waiting := {ours.fileno(), pidfd}) and len(waiting) == 2:
-            ready = {descriptor for descriptor, _ in watch.poll()}
-            stamp = 1e3 * (time.perf_counter() - began)
-            if ours.fileno() in ready:
-                socket_ms.append(stamp)
-                watch.unregister(ours)
-                watch.poll()
-                pidfd_ms.append(1e3 * (time.perf_counter() - began))
-                break
-            pidfd_ms.append(stamp)
-            watch.unregister(pidfd)
-            watch.poll()
-            socket_ms.append(1e3 * (time.perf_counter() - began))
-            break
+        is_socket_first = ours.fileno() in {descriptor for descriptor, _ in watch.poll()}
+        first_ms = 1e3 * (time.perf_counter() - began)
+        watch.unregister(ours if is_socket_first else pidfd)
+        watch.poll()
+        last_ms = 1e3 * (time.perf_counter() - began)
+        socket_ms.append(first_ms if is_socket_first else last_ms)
+        pidfd_ms.append(last_ms if is_socket_first else first_ms)
         os.waitpid(pid, 0)
         os.close(pidfd)
         ours.close()
